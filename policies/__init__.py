@@ -1,0 +1,1 @@
+"""How a crystal is written (representations) and who writes it (the transformer policy)."""
