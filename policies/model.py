@@ -1,0 +1,184 @@
+"""The policy: a LLaMA-style causal transformer whose forward pass contains the grammar of its representation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import logging as transformers_logging
+
+from policies.representations import make
+from rlgen.types import UserError
+
+transformers_logging.disable_progress_bar()  # a bar for each of a hundred small files would bury our own
+
+ROPE_BASE = 10_000.0
+
+
+class PolicyConfig(PretrainedConfig):
+    """What a checkpoint needs to be built again: sizes, and the representation with the version it was trained on."""
+
+    model_type = "rlgen-policy"
+
+    def __init__(self, hidden_size: int = 128, layers: int = 4, heads: int = 4, intermediate_size: int = 352,
+                 dropout: float = 0.0, representation: str = "atoms",
+                 representation_parameters: dict[str, Any] | None = None, representation_version: str = "",
+                 vocab_size: int = 0, **kwargs: Any):
+        self.hidden_size = hidden_size
+        self.layers = layers
+        self.heads = heads
+        self.intermediate_size = intermediate_size
+        self.dropout = dropout
+        self.representation = representation
+        self.representation_parameters = representation_parameters or {}
+        self.representation_version = representation_version
+        self.vocab_size = vocab_size
+        kwargs.setdefault("pad_token_id", 0)
+        kwargs.setdefault("bos_token_id", 1)
+        kwargs.setdefault("eos_token_id", 2)
+        super().__init__(**kwargs)
+
+
+class Cache:
+    """Keys and values of the tokens so far, in buffers allocated once: (layers, 2, B, heads, T, head size)."""
+
+    def __init__(self, config: PolicyConfig, batch: int, length: int, like: torch.Tensor):
+        shape = (config.layers, 2, batch, config.heads, length, config.hidden_size // config.heads)
+        self.buffer = like.new_empty(shape)
+        self.length = 0
+
+    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append (b, heads, t, head size) for the first b rows and return all of those rows so far."""
+        b, end = len(k), self.length + k.shape[2]
+        self.buffer[layer, 0, :b, :, self.length : end] = k
+        self.buffer[layer, 1, :b, :, self.length : end] = v
+        return self.buffer[layer, 0, :b, :, :end], self.buffer[layer, 1, :b, :, :end]
+
+
+def rope(positions: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines (T, size) of rotary position embedding (Su et al., arXiv 2104.09864)."""
+    frequency = ROPE_BASE ** (-torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size)
+    angle = positions[:, None].float() * frequency
+    return torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    return x * cos.to(x.dtype) + torch.cat([-x[..., half:], x[..., :half]], -1) * sin.to(x.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU feed-forward."""
+
+    def __init__(self, config: PolicyConfig):
+        super().__init__()
+        d, f = config.hidden_size, config.intermediate_size
+        self.heads, self.dropout = config.heads, config.dropout
+        self.attention_norm, self.mlp_norm = nn.RMSNorm(d, eps=1e-6), nn.RMSNorm(d, eps=1e-6)
+        self.qkv, self.out = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d, bias=False)
+        self.gate_up, self.down = nn.Linear(d, 2 * f, bias=False), nn.Linear(f, d, bias=False)
+        self.out.ends_residual = self.down.ends_residual = True
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None, layer: int
+                ) -> torch.Tensor:
+        b, t, d = x.shape
+        q, k, v = self.qkv(self.attention_norm(x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        if x.device.type == "cpu":  # bfloat16 attention has a backward pass a third as fast there as float32
+            q, k, v = q.float(), k.float(), v.float()
+        # With a cache either the whole prompt is new (causal) or a single token is (which sees everything).
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=t > 1)
+        x = x + F.dropout(self.out(attended.to(x.dtype).transpose(1, 2).reshape(b, t, d)), self.dropout, self.training)
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
+        return x + F.dropout(self.down(F.silu(gate) * up), self.dropout, self.training)
+
+
+class CrystalPolicy(PreTrainedModel):
+    """p(next token | tokens so far) over the tokens that the grammar allows, and only those.
+
+    Sequences are right-padded and start with the prompt of a condition; all of sampling, ratios, the KL to the
+    reference and the pretraining loss read their probabilities from `forward`.
+    """
+
+    config_class = PolicyConfig
+    base_model_prefix = "policy"
+    _no_split_modules = ("Block",)
+    supports_gradient_checkpointing = False
+
+    def __init__(self, config: PolicyConfig):
+        super().__init__(config)
+        self.representation = make(config.representation, **config.representation_parameters)
+        if config.representation_version != self.representation.version:
+            raise UserError(
+                f"this policy was trained on version {config.representation_version!r} of the representation "
+                f"{config.representation!r}, but this rlgen writes version {self.representation.version!r}; "
+                "use the rlgen it was trained with, or pretrain anew"
+            )
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
+        self.post_init()
+
+    @classmethod
+    def create(cls, representation: Any, **sizes: Any) -> CrystalPolicy:
+        """A randomly initialised policy for a representation; `sizes` are those of `PolicyConfig`."""
+        return cls(PolicyConfig(**sizes, representation=representation.name,
+                                representation_parameters=representation.parameters,
+                                representation_version=representation.version,
+                                vocab_size=len(representation.vocabulary)))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            depth = 2 * self.config.layers if getattr(module, "ends_residual", False) else 1
+            nn.init.normal_(module.weight, std=0.02 / depth**0.5)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embed = value
+
+    def hidden(self, input_ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        """Last hidden states (B, T, D) of new tokens (B, T); a cache is extended by them."""
+        start = cache.length if cache is not None else 0
+        positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
+        cos, sin = rope(positions, self.config.hidden_size // self.config.heads)
+        x = self.embed(input_ids)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cos, sin, cache, layer)
+        if cache is not None:
+            cache.length += input_ids.shape[1]
+        return self.norm(x)
+
+    def head(self, hidden: torch.Tensor, legal: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+        """Logits over the legal tokens, -inf elsewhere, divided by the temperature, in float32."""
+        logits = F.linear(hidden, self.embed.weight).float() / temperature
+        return logits.masked_fill(~legal, float("-inf"))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
+                labels: torch.Tensor | None = None, temperature: float = 1.0, **_: Any) -> CausalLMOutput:
+        """Masked logits (B, T, V); with labels (B, T; -100 is ignored) also the mean NLL per label (nats).
+
+        The attention mask is not needed: sequences are padded on the right and attention is causal.
+        """
+        logits = self.head(self.hidden(input_ids), self.representation.grammar.mask(input_ids), temperature)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    def token_logprobs(self, input_ids: torch.Tensor, temperature: float = 1.0
+                       ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities and entropies (nats), both (B, T - P), of the tokens after the prompt of P tokens."""
+        p = self.representation.prompt_length
+        hidden = self.hidden(input_ids[:, :-1])[:, p - 1 :]
+        legal = self.representation.grammar.mask(input_ids[:, :-1], p - 1)
+        logp = self.head(hidden, legal, temperature).log_softmax(-1)
+        entropy = -(logp.exp() * logp.masked_fill(~legal, 0.0)).sum(-1)
+        return logp.gather(2, input_ids[:, p:, None])[..., 0], entropy

@@ -1,0 +1,66 @@
+"""Makes the novelty reference that rlgen ships: labels only, so that no crystal of the data set is copied.
+
+    python -m rlgen.build_reference mp20 rlgen/assets/novelty_mp20.parquet
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rlgen.data import load
+from rlgen.reference import SYMPREC, UNLABELLED, protostructure_label
+from rlgen.types import UserError
+
+
+def build(dataset: str, target: Path) -> str:
+    """Write the labels of a data set: columns `label`, `split` (the first split, in the order train, val, test, that
+    has it), sorted by label. Returns what was done, in one line."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = load(dataset)
+    split_of: dict[str, str] = {}
+    unlabelled = 0
+    for split, records in data.splits.items():
+        for record in records:
+            label = protostructure_label(record.structure)
+            if label.endswith(UNLABELLED):
+                unlabelled += 1
+            else:
+                split_of.setdefault(label, split)
+    labels = sorted(split_of)
+    table = pa.table({"label": labels, "split": pa.array([split_of[x] for x in labels]).dictionary_encode()})
+    table = table.replace_schema_metadata({"source": data.name, "symprec": str(SYMPREC)})
+    # Sorted labels share their beginnings, which is what the delta encoding stores once.
+    pq.write_table(
+        table,
+        target,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=["split"],
+        column_encoding={"label": "DELTA_BYTE_ARRAY"},
+        write_statistics=False,
+    )
+    return (
+        f"{target}: {len(labels):,} labels of {len(data):,} crystals ({unlabelled} unlabelled), "
+        f"{target.stat().st_size / 1e6:.2f} MB"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", help="mp20, prototypes, or a path")
+    parser.add_argument("target", type=Path, help="the Parquet file to write")
+    options = parser.parse_args()
+    try:
+        print(build(options.dataset, options.target))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,278 @@
+"""Typed settings of the entry points: Hydra composes them from `configs/`, mistakes get one line that lists what is known."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlgen.types import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class ArchitectureConfig:
+    representation: str = "atoms"
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    intermediate_size: int = 352
+    dropout: float = 0.1
+
+
+@dataclass
+class PretrainConfig:
+    """Settings of `python -m rlgen.pretrain`."""
+
+    policy: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    data: str = "mp20"
+    limit: int | None = None
+    output: str = "runs/pretrain"
+    seed: int = 0
+    steps: int = 4000
+    batch: int = 128
+    learning_rate: float = 1.5e-3
+    warmup: int = 200
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    ema: float = 0.998
+    condition_dropout: float = 0.1
+    precision: str = "auto"
+    threads: int = 0
+    evaluate_every: int = 200
+    checkpoint_every: int = 200
+    patience: int = 10
+    sample_every: int = 400
+    samples: int = 256
+    resume: str | None = None
+    device: str = "auto"
+
+
+@dataclass
+class AlgorithmConfig:
+    name: str = "grpo"
+    group_size: int = 8
+    epochs: int = 1
+    minibatch: int = 64
+    learning_rate: float = 2e-4
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    kl: float = 0.05
+    max_grad_norm: float = 1.0
+    temperature: float = 1.0
+    trl: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RewardConfig:
+    expression: str = "novelty+stability"
+    validity: dict[str, Any] = field(default_factory=dict)
+    novelty: dict[str, Any] = field(default_factory=dict)
+    uniqueness: dict[str, Any] = field(default_factory=dict)
+    stability: dict[str, Any] = field(default_factory=dict)
+    own: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class FinetuneConfig:
+    """Settings of `python -m rlgen.finetune`."""
+
+    policy: str = "shipped"
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    energy: str = "auto"
+    data: str = "shipped"
+    output: str = "runs/finetune"
+    seed: int = 0
+    steps: int = 60
+    batch: int = 64
+    workers: int = 2
+    evaluate: int = 128
+    relax_steps: int = 40
+    checkpoint_every: int = 10
+    resume: str | None = None
+    device: str = "auto"
+
+
+@dataclass
+class SampleConfig:
+    """Settings of `python -m rlgen.sample`."""
+
+    policy: str = "shipped"
+    n: int = 100
+    output: str = "samples"
+    seed: int = 0
+    batch: int = 256
+    temperature: float = 1.0
+    condition: dict[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+
+
+@dataclass
+class EvaluateConfig:
+    """Settings of `python -m rlgen.evaluate`."""
+
+    input: str = "???"
+    compare: str | None = None
+    output: str | None = None
+    energy: str = "auto"
+    data: str = "shipped"
+    relax_steps: int = 100
+    workers: int = 2
+    seed: int = 0
+
+
+SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig}
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def load(verb: str, arguments: Sequence[str] | None = None) -> Any:
+    """The merged, typed settings of an entry point from `key=value` arguments; `--help` prints them and exits.
+
+    Raises UserError for an unknown key or option (listing the known ones) and for a value of the wrong type.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if any(a in ("-h", "--help") for a in arguments):
+        print(_help(verb))
+        raise SystemExit(0)
+    for argument in arguments:
+        if "=" not in argument:
+            raise UserError(f"{argument!r} is not key=value; see python -m rlgen.{verb} --help")
+    return _compose(verb, [_shorthand(verb, a) for a in arguments])
+
+
+def known_keys(verb: str) -> list[str]:
+    """All settings of an entry point, dotted."""
+    return _keys(SCHEMAS[verb])
+
+
+def _keys(schema: Any, prefix: str = "") -> list[str]:
+    found = []
+    for item in fields(schema):
+        default = item.default_factory() if callable(item.default_factory) else None
+        nested = is_dataclass(default)
+        found += _keys(type(default), f"{prefix}{item.name}.") if nested else [prefix + item.name]
+    return found
+
+
+def _groups(verb: str) -> dict[str, list[str]]:
+    """Config groups of an entry point and their options, e.g. {"policy": ["base", "small", "tiny"]}."""
+    names = {item.name for item in fields(SCHEMAS[verb])
+             if callable(item.default_factory) and is_dataclass(item.default_factory())}
+    return {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in sorted(CONFIGS.iterdir()) if p.name in names}
+
+
+def _shorthand(verb: str, argument: str) -> str:
+    """`reward=EXPRESSION` means `reward.expression=EXPRESSION`; options of groups are checked here, with their list."""
+    key, value = argument.split("=", 1)
+    if key == "reward" and "reward" in {f.name for f in fields(SCHEMAS[verb])}:
+        return f"reward.expression={_quoted(value)}"
+    options = _groups(verb).get(key)
+    if options is not None:
+        if value not in options:
+            raise UserError(f"unknown {key}={value}; known: {', '.join(options)}")
+        return argument
+    known = known_keys(verb)
+    free = [k for k in known if key.startswith(f"{k}.")]  # e.g. condition.space_group under condition
+    if key not in known and not free:
+        close = difflib.get_close_matches(key, known, 1)
+        raise UserError(f"unknown key {key!r}{f'; did you mean {close[0]!r}?' if close else ''}\n"
+                        f"known keys: {', '.join(known)}")
+    # Values are plain text to the user; Hydra's grammar would trip over spaces, commas and brackets in paths.
+    plain = value == "" or value in ("null", "true", "false") or value.startswith(("[", "{")) or _is_number(value)
+    return f"{'++' if free else ''}{key}={value if plain else _quoted(value)}"
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _compose(verb: str, overrides: list[str]) -> Any:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    ConfigStore.instance().store(name=f"{verb}_schema", node=SCHEMAS[verb])
+    try:
+        with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+            config = compose(config_name=verb, overrides=overrides)
+        missing = OmegaConf.missing_keys(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ if error.__cause__ is not None else error
+        key = getattr(cause, "full_key", None)
+        raise UserError(f"{f'{key}: ' if key else ''}{str(cause).splitlines()[0]}") from error
+    if missing:
+        raise UserError(f"{', '.join(sorted(missing))} must be given: python -m rlgen.{verb} {sorted(missing)[0]}=…")
+    return config
+
+
+def _help(verb: str) -> str:
+    """The commented YAML of an entry point with its groups: the help and the settings are one text."""
+    lines = [f"usage: python -m rlgen.{verb} key=value …", "",
+             (CONFIGS / f"{verb}.yaml").read_text(encoding="utf-8").split("---", 1)[-1].strip()]
+    for group, options in _groups(verb).items():
+        lines += ["", f"{group}: one of {', '.join(options)}" if group != "reward" else
+                  "reward=EXPRESSION, e.g. novelty+2*stability (a weighted mean) or novelty*stability (geometric mean)"]
+        for option in options:
+            text = (CONFIGS / group / f"{option}.yaml").read_text(encoding="utf-8").strip()
+            lines += [f"  {group}={option}" if group != "reward" else "", *(f"    {line}" for line in text.splitlines())]
+    return "\n".join(lines)
+
+
+def resumed(config: Any) -> tuple[Any, Path | None]:
+    """The settings to run with and the checkpoint to go on from, None for a new run.
+
+    `resume=DIR` takes a run's own settings, but for those of where and how it runs. UserError if there is no run.
+    """
+    from omegaconf import OmegaConf
+
+    from rlgen import checkpoint
+
+    if config.resume is None:
+        return config, None
+    directory = Path(config.resume)
+    if not (directory / "config.yaml").exists():
+        raise UserError(f"resume={directory}: no run there (config.yaml is missing)")
+    last = checkpoint.latest(directory)
+    if last is None:
+        raise UserError(f"resume={directory}: the run has no checkpoint yet; start it anew")
+    stored = OmegaConf.merge(OmegaConf.structured(type(OmegaConf.to_object(config))),
+                             OmegaConf.load(directory / "config.yaml"))
+    stored.output = str(directory)
+    return stored, last
+
+
+def device_of(name: str) -> torch.device:
+    """"auto" is the GPU where there is one."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device={name!r}; known: auto, cpu, cuda, cuda:0, …") from None
+
+
+def main(verb: str, run: Any) -> None:
+    """Load settings and run an entry point; the user's mistakes end it with one clear message and exit code 2."""
+    try:
+        run(load(verb))
+    except UserError as error:
+        print(f"rlgen.{verb}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,162 @@
+"""Crystals as token sequences with what they answer, ready for pretraining."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import moyopy
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from policies.prompts import PromptTable
+from policies.representations import make
+from rlgen.data import Record, cache_dir
+from rlgen.data.cache import write_aside
+from rlgen.data.progress import bar
+from rlgen.types import CrystalError, UserError
+
+#: Raise when what is cached for a crystal changes.
+VERSION = "1"
+LABEL_SYMPREC = 0.1  # Å: the tolerance at which a crystal's space group is told to the policy, and asked of it
+KINDS = ("parse", "chemistry", "geometry", "symmetry")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One split. ids: the tokens after the prompt of each of M crystals. failures: how many could not be written."""
+
+    ids: list[np.ndarray]
+    prompts: PromptTable
+    failures: Counter[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def atoms(self) -> int:
+        return int(self.prompts.n_atoms.sum())
+
+    def batch(self, rows: Sequence[int], representation: Any, rng: np.random.Generator, dropout: float
+              ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids (B, T) with prompts, right-padded, and labels (B, T): -100 on the prompt and the padding.
+
+        Each property of a crystal's prompt is left out with probability `dropout`.
+        """
+        sequences = []
+        for i in rows:
+            condition = self.prompts.row(int(i), rng)
+            kept = {k: v for k, v in condition.items() if rng.random() >= dropout}
+            sequences.append(torch.from_numpy(np.concatenate([representation.prompt(kept), self.ids[i]])).long())
+        ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=representation.pad)
+        labels = ids.masked_fill(ids == representation.pad, -100)
+        labels[:, : representation.prompt_length] = -100
+        return ids, labels
+
+    def batches(self, size: int, epoch: int, seed: int) -> list[np.ndarray]:
+        """The rows of each batch of an epoch: crystals of similar length share one, in random order."""
+        rng = np.random.default_rng([seed, epoch])
+        lengths = np.array([len(i) for i in self.ids])
+        found: list[np.ndarray] = []
+        order = rng.permutation(len(self))
+        for start in range(0, len(order), 50 * size):
+            pool = order[start : start + 50 * size]
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            found += [pool[i : i + size] for i in range(0, len(pool), size)]
+        return [found[i] for i in rng.permutation(len(found))]
+
+    def epochs(self, size: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
+        """Batches without end, from the given step on."""
+        per_epoch = len(self.batches(size, 0, seed))
+        while True:
+            epoch, at = divmod(start, per_epoch)
+            for rows in self.batches(size, epoch, seed)[at:]:
+                yield rows
+                start += 1
+
+
+def encode(records: Sequence[Record], representation: Any, *, processes: int | None = None) -> Encoded:
+    """Write crystals as tokens, on all cores, cached under a key of content, representation and version.
+
+    What cannot be written is left out and counted by kind; UserError if nothing is left.
+    """
+    path = cache_dir() / "encoded" / f"{_key(records, representation)}.safetensors"
+    if not path.exists():
+        arrays = _encode_all(records, representation, processes or os.cpu_count() or 1)
+        write_aside(path, lambda aside: save_file(arrays, aside))
+    arrays = load_file(path)
+    if not len(arrays["lengths"]):
+        counted = dict(zip(KINDS, arrays["failures"].tolist(), strict=True))
+        raise UserError(f"none of {len(records)} crystals can be written as {representation.name}: {counted}")
+    split = np.cumsum(arrays["lengths"])[:-1]
+    atoms = np.cumsum(arrays["n_atoms"])[:-1]
+    return Encoded(np.split(arrays["ids"], split),
+                   PromptTable.of(arrays["space_group"], np.split(arrays["numbers"], atoms)),
+                   Counter({k: int(n) for k, n in zip(KINDS, arrays["failures"], strict=True) if n}))
+
+
+def _key(records: Sequence[Record], representation: Any) -> str:
+    digest = hashlib.sha256(f"{VERSION} {representation.name} {representation.version}".encode())
+    for record in records:
+        for array in (record.lattice, record.numbers, record.frac_coords):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _encode_all(records: Sequence[Record], representation: Any, processes: int) -> dict[str, np.ndarray]:
+    chunks = [(representation.name, representation.parameters, records[i : i + 256])
+              for i in range(0, len(records), 256)]
+    rows, failures = [], Counter[str]()
+    with bar(f"writing crystals as {representation.name}", len(records)) as progress:
+        # One chunk is not worth starting processes for. "spawn": torch's threads do not survive a fork.
+        if processes == 1 or len(chunks) == 1:
+            results: Any = map(_encode_chunk, chunks)
+            pool = None
+        else:
+            pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+            results = pool.map(_encode_chunk, chunks)
+        for encoded, failed in results:
+            rows += encoded
+            failures.update(failed)
+            progress.advance(len(encoded) + sum(failed.values()))
+        if pool is not None:
+            pool.shutdown()
+    ids, groups, numbers = zip(*rows, strict=True) if rows else ((), (), ())
+    joined = [np.concatenate([np.zeros(0, np.int32), *a]) for a in (ids, numbers)]
+    return {"ids": joined[0].astype(np.int32), "lengths": np.array([len(i) for i in ids], np.int64),
+            "space_group": np.array(groups, np.int16), "numbers": joined[1].astype(np.uint8),
+            "n_atoms": np.array([len(n) for n in numbers], np.int64),
+            "failures": np.array([failures[k] for k in KINDS], np.int64)}
+
+
+def _encode_chunk(task: tuple[str, dict[str, Any], Sequence[Record]]
+                  ) -> tuple[list[tuple[np.ndarray, int, np.ndarray]], Counter[str]]:
+    """(ids, space group, atomic numbers) of each crystal that can be written, and the failures by kind."""
+    name, parameters, records = task
+    representation = make(name, **parameters)
+    done, failed = [], Counter[str]()
+    for record in records:
+        try:
+            ids = representation.encode(record.structure)
+            written = representation.decode(ids)
+            done.append((np.array(ids, np.int32), space_group(written.lattice.matrix, written.frac_coords,
+                         written.atomic_numbers), np.array(written.atomic_numbers, np.uint8)))
+        except CrystalError as error:
+            failed[error.kind] += 1
+    return done, failed
+
+
+def space_group(lattice: Any, frac_coords: Any, numbers: Any) -> int:
+    """International number at `LABEL_SYMPREC`. Raises CrystalError("symmetry") where none is found."""
+    cell = moyopy.Cell(np.asarray(lattice).tolist(), np.asarray(frac_coords).tolist(), [int(z) for z in numbers])
+    try:
+        return moyopy.MoyoDataset(cell, symprec=LABEL_SYMPREC).number
+    except Exception as error:  # moyopy raises a bare exception type of its Rust core
+        raise CrystalError("symmetry", f"no space group at {LABEL_SYMPREC} Å: {error}") from error

@@ -1,0 +1,77 @@
+"""Interatomic potentials behind one small interface; the table below is the only list of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+from rlgen.types import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from pymatgen.core import Structure
+
+    from rlgen.energies.base import Cell
+
+log = logging.getLogger(__name__)
+
+#: name -> "module:function", the function gives a loaded potential.
+POTENTIALS = {"m3gnet": "rlgen.energies.m3gnet:load", "chgnet": "rlgen.energies.chgnet:load"}
+
+
+@dataclass(frozen=True, slots=True)
+class PointResult:
+    """One crystal's energy (eV/atom), forces (N, 3) eV/Å and stress (3, 3) eV/Å³ (positive = wants to shrink).
+
+    error: why there is none, its first word being the kind ("element", "isolated", "overlap", "dense", "flat",
+    "numeric", "network", "disorder", "empty"); the energy is then NaN.
+    """
+
+    energy: float
+    forces: np.ndarray | None = None
+    stress: np.ndarray | None = None
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, error: str) -> PointResult:
+        return cls(float("nan"), error=error)
+
+
+class Potential(Protocol):
+    """A loaded potential. Energies of two potentials compare only where `scale` is the same."""
+
+    name: str
+    scale: str
+    elements: frozenset[str]
+
+    def evaluate(self, structures: Sequence[Structure], forces: bool = True) -> list[PointResult]: ...
+
+    def evaluate_cells(self, cells: Sequence[Cell | str], forces: bool = True) -> list[PointResult]: ...
+
+
+def resolve(name: str) -> str:
+    """The potential meant by `name`: "auto" is M3GNet where its weights can be had, else CHGNet, always at hand."""
+    if name == "auto":
+        from rlgen.energies.weights import m3gnet_folder
+
+        chosen = "chgnet" if m3gnet_folder() is None else "m3gnet"
+        log.info("energy=auto: using %s", chosen)
+        return chosen
+    if name not in POTENTIALS:
+        raise UserError(f"energy={name}: unknown potential; known are auto, {', '.join(sorted(POTENTIALS))}")
+    return name
+
+
+@lru_cache(maxsize=4)
+def _load(name: str) -> Potential:
+    module, function = POTENTIALS[name].split(":")
+    return getattr(import_module(module), function)()
+
+
+def load_potential(name: str = "auto") -> Potential:
+    """The potential of that name, loaded and checked against known crystals once per process."""
+    return _load(resolve(name))

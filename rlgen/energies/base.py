@@ -1,0 +1,236 @@
+"""What every potential shares: cells, neighbour lists, batches, derivatives, and the guard around each crystal."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pymatgen.core import Element, Structure
+from pymatgen.optimization.neighbors import find_points_in_spheres
+
+from rlgen.energies import PointResult
+
+#: Closer than this two atoms lie outside anything a potential was trained on (Å).
+CLOSEST = 0.4
+#: Solids of any element are thinner than this (Å³ per atom; diamond has 5.7): neighbour lists explode beyond it.
+DENSEST = 2.0
+#: Planes of a usable cell are at least this far apart (Å): flatter cells have thousands of images within the cutoff.
+FLATTEST = 0.6
+
+
+class PotentialError(RuntimeError):
+    """A potential that cannot be loaded, or that gives wrong energies for crystals whose energies are known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A crystal as arrays: numbers (N,) atomic numbers, positions (N, 3) Å Cartesian, lattice (3, 3) Å rows."""
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    lattice: np.ndarray
+
+    @classmethod
+    def of(cls, structure: Structure) -> Cell:
+        return cls(
+            np.asarray(structure.atomic_numbers, dtype=np.int64),
+            np.array(structure.cart_coords, dtype=np.float64),
+            np.array(structure.lattice.matrix, dtype=np.float64),
+        )
+
+    @property
+    def volume(self) -> float:
+        return float(abs(np.linalg.det(self.lattice)))
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Directed bonds within the cutoff, sorted by source: source, target (E,), image (E, 3), distance (E,) Å."""
+
+    source: np.ndarray
+    target: np.ndarray
+    image: np.ndarray
+    distance: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """B crystals in one: numbers (N,), owner (N,) crystal of each atom, counts (B,), source/target (E,).
+
+    image (E, 3) and distance (E,) Å stay NumPy arrays: they serve to build indices, not to derive by.
+    """
+
+    numbers: torch.Tensor
+    owner: torch.Tensor
+    counts: torch.Tensor
+    source: torch.Tensor
+    target: torch.Tensor
+    image: np.ndarray
+    distance: np.ndarray
+
+
+class CellError(ValueError):
+    """A crystal that a potential must not see; the message begins with the kind of trouble."""
+
+
+def neighbours(cell: Cell, cutoff: float, *, isolated: bool = False) -> Edges:
+    """All directed bonds up to `cutoff` Å; refuses cells whose geometry no potential can evaluate.
+
+    Atoms without any neighbour are refused too unless `isolated` says that they are meant.
+    """
+    if not (np.isfinite(cell.positions).all() and np.isfinite(cell.lattice).all()):
+        raise CellError("numeric: coordinates or lattice are not finite")
+    volume = cell.volume
+    if volume < DENSEST * len(cell.numbers):
+        raise CellError(f"dense: {volume / len(cell.numbers):.2f} Å³ per atom")
+    areas = np.linalg.norm(np.cross(cell.lattice[[1, 2, 0]], cell.lattice[[2, 0, 1]]), axis=1)
+    if volume / areas.max() < FLATTEST:
+        raise CellError(f"flat: planes of the cell are {volume / areas.max():.2f} Å apart")
+    source, target, image, distance = find_points_in_spheres(
+        cell.positions, cell.positions, r=cutoff, pbc=np.ones(3, dtype=np.int64), lattice=cell.lattice, tol=1e-8
+    )
+    keep = (source != target) | (distance > 1e-8)
+    source, target, image, distance = source[keep], target[keep], image[keep], distance[keep]
+    if len(np.unique(source)) < len(cell.numbers) and not isolated:
+        raise CellError(f"isolated: an atom has no neighbour within {cutoff:g} Å")
+    if distance.min(initial=cutoff) < CLOSEST:
+        raise CellError(f"overlap: two atoms are {distance.min():.2f} Å apart")
+    order = np.argsort(source, kind="stable")
+    return Edges(source[order], target[order], image[order], distance[order])
+
+
+def pairs_at_source(source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ordered pairs of different edges that leave the same atom; `source` (E,) must be sorted. -> two (P,) of edges."""
+    if len(source) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    degree = np.bincount(source)
+    first_edge = np.concatenate([[0], np.cumsum(degree)[:-1]])
+    repeats = degree[source]
+    one = np.repeat(np.arange(len(source)), repeats)
+    within = np.arange(len(one)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    two = np.repeat(first_edge[source], repeats) + within
+    different = one != two
+    return one[different], two[different]
+
+
+class GraphPotential(ABC):
+    """A graph network that gives total energies of a batch; everything around that is here.
+
+    A subclass sets the class variables and writes `_energies`.
+    """
+
+    name: ClassVar[str]
+    scale: ClassVar[str]
+    cutoff: float
+    elements: frozenset[str]
+    #: Batches hold at most so many atoms: larger ones fall out of a CPU's caches and get slower per crystal.
+    atoms_per_batch: ClassVar[int] = 128
+    #: Whether atoms without neighbours are evaluated. Only for references: bulk Cs lies beyond M3GNet's 5 Å and was
+    #: trained so, but to a policy, atoms far apart must never pay.
+    allow_isolated: bool = False
+    device: torch.device = torch.device("cpu")
+
+    @abstractmethod
+    def _energies(self, graph: Graph, positions: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+        """Total energies (B,) eV, differentiable in positions (N, 3) and in the images' shifts (E, 3), both Å."""
+
+    def evaluate(self, structures: Sequence[Structure], forces: bool = True) -> list[PointResult]:
+        """Energies eV/atom (and forces eV/Å, stresses eV/Å³) of each crystal; failures are marked, never raised."""
+        cells: list[Cell | str] = []
+        for structure in structures:
+            cells.append(Cell.of(structure) if structure.is_ordered else "disorder: a site is shared or partly empty")
+        return self.evaluate_cells(cells, forces)
+
+    def evaluate_cells(self, cells: Sequence[Cell | str], forces: bool = True) -> list[PointResult]:
+        """As `evaluate`, for arrays; a string in place of a cell is the reason why there is none."""
+        results: list[PointResult] = [PointResult.failed("")] * len(cells)
+        ready: list[tuple[int, Cell, Edges]] = []
+        for i, cell in enumerate(cells):
+            try:
+                ready.append((i, *self._prepare(cell)))
+            except CellError as error:
+                results[i] = PointResult.failed(str(error))
+        for batch in self._batches(ready):
+            outcome = self._evaluate_or_split([(cell, edges) for _, cell, edges in batch], forces)
+            for (i, _, _), result in zip(batch, outcome, strict=True):
+                results[i] = result
+        return results
+
+    def _prepare(self, cell: Cell | str) -> tuple[Cell, Edges]:
+        if isinstance(cell, str):
+            raise CellError(cell)
+        if len(cell.numbers) == 0:
+            raise CellError("empty: no atoms")
+        unknown = {Element.from_Z(int(z)).symbol for z in np.unique(cell.numbers)} - self.elements
+        if unknown:
+            raise CellError(f"element: {', '.join(sorted(unknown))} unknown to {self.scale}")
+        return cell, neighbours(cell, self.cutoff, isolated=self.allow_isolated)
+
+    def _batches(self, ready: Sequence[tuple[int, Cell, Edges]]) -> Iterator[list[tuple[int, Cell, Edges]]]:
+        batch: list[tuple[int, Cell, Edges]] = []
+        atoms = 0
+        for item in ready:
+            if batch and atoms + len(item[1].numbers) > self.atoms_per_batch:
+                yield batch
+                batch, atoms = [], 0
+            batch.append(item)
+            atoms += len(item[1].numbers)
+        if batch:
+            yield batch
+
+    def _evaluate_or_split(self, batch: list[tuple[Cell, Edges]], forces: bool) -> list[PointResult]:
+        """One batch; if the network raises, each crystal alone, so that only the one at fault is lost."""
+        try:
+            return self._evaluate_batch(batch, forces)
+        except (RuntimeError, IndexError, ValueError) as error:
+            if len(batch) == 1:
+                return [PointResult.failed(f"network: {type(error).__name__}: {str(error)[:200]}")]
+        return [self._evaluate_or_split([item], forces)[0] for item in batch]
+
+    def _evaluate_batch(self, batch: list[tuple[Cell, Edges]], forces: bool) -> list[PointResult]:
+        cells = [cell for cell, _ in batch]
+        counts = np.array([len(cell.numbers) for cell in cells])
+        first = np.cumsum(counts) - counts
+        owner = self._tensor(np.repeat(np.arange(len(cells)), counts))
+        edge_owner = self._tensor(np.repeat(np.arange(len(cells)), [len(edges.source) for _, edges in batch]))
+        graph = Graph(
+            numbers=self._tensor(np.concatenate([cell.numbers for cell in cells])),
+            owner=owner,
+            counts=self._tensor(counts),
+            source=self._tensor(np.concatenate([e.source + i for (_, e), i in zip(batch, first, strict=True)])),
+            target=self._tensor(np.concatenate([e.target + i for (_, e), i in zip(batch, first, strict=True)])),
+            image=np.concatenate([e.image for _, e in batch]).astype(np.int64),
+            distance=np.concatenate([e.distance for _, e in batch]),
+        )
+        positions = self._tensor(np.concatenate([cell.positions for cell in cells]).astype(np.float32))
+        # The images' shifts are summed in double precision: in single, large cells lose the last digits of a bond.
+        shifts = self._tensor(np.concatenate([e.image @ cell.lattice for cell, e in batch]).astype(np.float32))
+        if not forces:
+            with torch.no_grad():
+                energies = self._energies(graph, positions, shifts).cpu().numpy().astype(np.float64)
+            return [_point(energy / n) for energy, n in zip(energies, counts, strict=True)]
+        positions.requires_grad_(True)
+        strain = torch.zeros(len(cells), 3, 3, device=self.device, requires_grad=True)
+        deform = torch.eye(3, device=self.device) + strain
+        moved = torch.einsum("ni,nij->nj", positions, deform[owner])
+        moved_shifts = torch.einsum("ei,eij->ej", shifts, deform[edge_owner])
+        total = self._energies(graph, moved, moved_shifts)
+        gradient, virial = torch.autograd.grad(total.sum(), [positions, strain])
+        energies = total.detach().cpu().numpy().astype(np.float64)
+        per_atom = np.split(-gradient.cpu().numpy().astype(np.float64), first[1:])
+        virials = virial.cpu().numpy().astype(np.float64)
+        return [
+            _point(energies[k] / counts[k], per_atom[k], virials[k] / cells[k].volume) for k in range(len(cells))
+        ]
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def _point(energy: float, forces: np.ndarray | None = None, stress: np.ndarray | None = None) -> PointResult:
+    finite = np.isfinite(energy) and (forces is None or (np.isfinite(forces).all() and np.isfinite(stress).all()))
+    return PointResult(float(energy), forces, stress) if finite else PointResult.failed("numeric: the energy is NaN")

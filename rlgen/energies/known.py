@@ -1,0 +1,45 @@
+"""Crystals whose energies are known for each potential: what a freshly loaded potential is checked against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pymatgen.core import Lattice, Structure
+
+if TYPE_CHECKING:
+    from rlgen.energies.base import GraphPotential
+
+#: A right potential misses by far less than this (eV/atom), a wrongly evaluated one by far more.
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class KnownCrystal:
+    """A formula from `CELLS` and its energy (eV/atom)."""
+
+    formula: str
+    energy: float
+
+
+def _rocksalt(a: float, cation: str, anion: str) -> Structure:
+    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), [cation, anion], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+def cell(formula: str) -> Structure:
+    """The conventional cell of NaCl, MgO or rutile TiO2, at experimental lattice constants (Å)."""
+    if formula == "NaCl":
+        return _rocksalt(5.64, "Na", "Cl")
+    if formula == "MgO":
+        return _rocksalt(4.212, "Mg", "O")
+    if formula == "TiO2":
+        return Structure.from_spacegroup(
+            "P4_2/mnm", Lattice.tetragonal(4.594, 2.959), ["Ti", "O"], [[0, 0, 0], [0.3053, 0.3053, 0]]
+        )
+    raise KeyError(formula)
+
+
+def largest_miss(potential: GraphPotential, known: tuple[KnownCrystal, ...]) -> float:
+    """Largest |energy − known energy| (eV/atom) over the known crystals; inf where one cannot be evaluated."""
+    results = potential.evaluate([cell(k.formula) for k in known], forces=False)
+    return max(float("inf") if r.error else abs(r.energy - k.energy) for r, k in zip(results, known, strict=True))

@@ -1,0 +1,60 @@
+"""Where M3GNet's weights are: a folder of the user's, matgl's cache, or matgl's hub; never a long wait."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from functools import lru_cache
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+MODEL = "M3GNet-MP-2021.2.8-PES"
+REPOSITORY = f"materialyze/{MODEL}"
+FILES = ("model.pt", "state.pt", "model.json")
+HUB_HOST = "huggingface.co"
+PROBE_SECONDS = 3.0
+
+
+@lru_cache(maxsize=1)
+def m3gnet_folder() -> Path | None:
+    """The folder with the three files of the checkpoint, downloaded if the hub answers; None if it cannot be had."""
+    root = os.environ.get("RLGEN_MODELS")
+    if root and _complete(Path(root) / MODEL):
+        return Path(root) / MODEL
+    return _from_hub(offline=True) or (_from_hub(offline=False) if _hub_answers() else None)
+
+
+def _complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in FILES)
+
+
+def _from_hub(*, offline: bool) -> Path | None:
+    """matgl's own cache (the same that `matgl.load_model` fills), asking the network only if not `offline`."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    cache = Path.home() / ".cache" / "matgl"  # matgl.config.MATGL_CACHE, without importing matgl
+    try:
+        paths = [
+            Path(hf_hub_download(REPOSITORY, name, cache_dir=cache, local_files_only=offline, etag_timeout=5))
+            for name in FILES
+        ]
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if not offline:
+            log.warning("%s could not be downloaded: %s", MODEL, error)
+        return None
+    return paths[0].parent
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached at all: it retries for minutes where there is no network."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
+        return False
+    try:
+        socket.create_connection((HUB_HOST, 443), timeout=PROBE_SECONDS).close()
+    except OSError as error:
+        log.info("no connection to %s (%s)", HUB_HOST, error)
+        return False
+    return True

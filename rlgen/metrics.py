@@ -1,0 +1,152 @@
+"""Pure functions from samples to figures: shares, diversities and means, each with a 95 % bootstrap interval.
+
+The denominator of every share is the number of samples drawn, the undecodable ones included. A diversity is an
+exp-entropy, the number of equally frequent labels that would be as spread (Hill number of order 1, Jost 2006,
+doi:10.1111/j.2006.0030-1299.14714.x). It grows with the number of samples: compare it at equal numbers only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVEL = 0.95
+RESAMPLES = 2000
+#: Entries of a chunk of resampling weights (R, B): bounds the memory of large evaluations.
+_CHUNK = 4_000_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with the ends of its 95 % interval; NaN where there was nothing to measure."""
+
+    value: float
+    low: float
+    high: float
+
+    def percent(self) -> str:
+        """As `38.2 % [33.1, 43.5]`."""
+        if math.isnan(self.value):
+            return "–"
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    def number(self, digits: int = 1) -> str:
+        """As `29.1 [27.0, 31.2]`."""
+        if math.isnan(self.value):
+            return "–"
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+NOTHING = Estimate(math.nan, math.nan, math.nan)
+
+
+def share(flags: Sequence[bool] | np.ndarray, rng: np.random.Generator, *, resamples: int = RESAMPLES) -> Estimate:
+    """The share of true flags (B,), p = sum(flags) / B, with its percentile bootstrap interval.
+
+    The mean of B flags drawn again with replacement is a draw of Binomial(B, p) / B, so it is drawn as such. Where all
+    flags agree the bootstrap has no width whatever B is; there the interval is the exact one (Clopper and Pearson).
+    """
+    flags = np.asarray(flags, dtype=bool)
+    n = len(flags)
+    if n == 0:
+        return NOTHING
+    p = float(flags.mean())
+    if p in (0.0, 1.0):
+        margin = 1 - ((1 - LEVEL) / 2) ** (1 / n)
+        return Estimate(p, 0.0, margin) if p == 0 else Estimate(p, 1 - margin, 1.0)
+    low, high = _percentiles(rng.binomial(n, p, size=resamples) / n)
+    return Estimate(p, low, high)
+
+
+def mean(values: Sequence[float] | np.ndarray, rng: np.random.Generator, *, resamples: int = RESAMPLES) -> Estimate:
+    """The mean of the finite values (B,), in their own unit, with its percentile bootstrap interval."""
+    return _bootstrap(values, np.mean, rng, resamples)
+
+
+def median(values: Sequence[float] | np.ndarray, rng: np.random.Generator, *, resamples: int = RESAMPLES) -> Estimate:
+    """The median of the finite values (B,), in their own unit, with its percentile bootstrap interval."""
+    return _bootstrap(values, np.median, rng, resamples)
+
+
+def exp_entropy(labels: Iterable[Hashable]) -> float:
+    """exp(−Σ p ln p) over the labels' shares p: 1 when all are equal, C when C labels are equally frequent."""
+    counts = np.array(list(Counter(labels).values()), dtype=float)
+    return float(_exp_entropy(counts[None])[0]) if len(counts) else math.nan
+
+
+def diversity(
+    labels: Sequence[Collection[Hashable]], rng: np.random.Generator, *, resamples: int = RESAMPLES
+) -> Estimate:
+    """Exp-entropy of all labels that B samples carry, with an interval from resampling the samples.
+
+    labels: (B,) of each sample's labels: one space group, several elements, none where nothing is known (a sample
+    without labels is left out). An entropy of resampled samples is too low, because rare labels get lost twice; the
+    resampled entropies are therefore shifted by their mean error, so that the interval speaks of the reported value:
+    H* − (mean(H*) − H).
+    """
+    labelled = [set(sample) for sample in labels if sample]
+    if not labelled:
+        return NOTHING
+    # Sorted, because the order of a set of strings changes from process to process and would change the draws.
+    columns = {label: i for i, label in enumerate(sorted(set().union(*labelled), key=str))}
+    value = exp_entropy(one for sample in labelled for one in sample)
+    n = len(labelled)
+    if all(len(sample) == 1 for sample in labelled):
+        # Resampling samples that carry one label each is a multinomial draw of the labels' counts.
+        counts = Counter(next(iter(sample)) for sample in labelled)
+        shares = np.array([counts[label] for label in columns]) / n
+        parts = [rng.multinomial(n, shares, size=rows) for rows in _rows(len(shares), resamples)]
+    else:
+        carries = np.zeros((n, len(columns)))
+        for row, sample in enumerate(labelled):
+            carries[row, [columns[label] for label in sample]] = 1
+        parts = [_counts(draws) @ carries for draws in _draws(n, resamples, rng)]
+    entropies = np.log(np.concatenate([_exp_entropy(part) for part in parts]))
+    low, high = _percentiles(np.exp(entropies - entropies.mean() + math.log(value)))
+    return Estimate(value, max(1.0, low), high)
+
+
+def _exp_entropy(counts: np.ndarray) -> np.ndarray:
+    """Exp-entropy (R,) of counts (R, C); a count of 0 adds nothing."""
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    return np.exp(-(shares * logs).sum(axis=1))
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _rows(width: int, resamples: int) -> list[int]:
+    """Resamples cut into chunks of at most `_CHUNK` entries of this width."""
+    size = max(1, _CHUNK // width)
+    return [min(size, resamples - start) for start in range(0, resamples, size)]
+
+
+def _counts(draws: np.ndarray) -> np.ndarray:
+    """How often each of n samples was drawn, (R, n), from draws (R, n)."""
+    rows, n = draws.shape
+    flat = (draws + n * np.arange(rows)[:, None]).ravel()
+    return np.bincount(flat, minlength=rows * n).reshape(rows, n).astype(float)
+
+
+def _draws(n: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Chunks (R, n) of n samples drawn with replacement, by position."""
+    for rows in _rows(n, resamples):
+        yield rng.integers(n, size=(rows, n))
+
+
+def _bootstrap(
+    values: Sequence[float] | np.ndarray, statistic: Callable[..., np.ndarray], rng: np.random.Generator, resamples: int
+) -> Estimate:
+    values = np.asarray(values, dtype=float)
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return NOTHING
+    drawn = np.concatenate([statistic(values[draws], axis=1) for draws in _draws(len(values), resamples, rng)])
+    return Estimate(float(statistic(values)), *_percentiles(drawn))

@@ -1,0 +1,227 @@
+"""Supervised pretraining of a conditional policy on crystals: `python -m rlgen.pretrain data=mp20 policy=small`.
+
+Maximum likelihood of each crystal's canonical sequence under its own conditions, some of which are dropped so that
+any subset can be asked for later. AdamW, warm-up and cosine, gradient clipping, weights averaged over steps (EMA),
+batches of similar length. Left out: packing (bucketing wastes under 5 % here) and augmentation (the written form is
+canonical on purpose). All randomness of a step follows from (seed, step), so that a resumed run is the same run.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from policies.model import CrystalPolicy
+from policies.representations import make
+from policies.sampler import decode, sample
+from rlgen import checkpoint, data
+from rlgen.config import device_of, main, resumed
+from rlgen.encoded import Encoded, encode
+from rlgen.tracking import Run
+from rlgen.types import CrystalError, UserError
+
+
+def learning_rate(step: int, config: Any) -> float:
+    """Linear warm-up, then a cosine to a twentieth of the peak."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def precision(setting: str, device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it faster than float32; both can be forced."""
+    if setting not in ("auto", "bf16", "fp32"):
+        raise UserError(f"precision={setting!r}; known: auto, bf16, fp32")
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if setting == "bf16" or (setting == "auto" and fast) else torch.float32
+
+
+class Trainer:
+    """The policy, its running average, the optimiser and the step they are at: all that a checkpoint keeps."""
+
+    def __init__(self, policy: CrystalPolicy, config: Any, device: torch.device):
+        self.policy, self.config, self.device = policy.to(device), config, device
+        self.average = copy.deepcopy(self.policy).eval().requires_grad_(False)
+        decayed = [p for p in policy.parameters() if p.ndim > 1]
+        others = [p for p in policy.parameters() if p.ndim <= 1]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+        self.step = 0
+        self.best = math.inf
+        self.best_step = 0
+        self.dtype = precision(config.precision, device)
+
+    def update(self, train: Encoded, rows: np.ndarray) -> dict[str, float]:
+        """One optimiser step on the given crystals; returns scalars."""
+        config, rng = self.config, np.random.default_rng([self.config.seed, 1, self.step])
+        torch.manual_seed(int(rng.integers(2**62)))  # dropout
+        ids, labels = train.batch(rows, self.policy.representation, rng, config.condition_dropout)
+        rate = learning_rate(self.step, config)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.policy.train()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            loss = self.policy(ids.to(self.device), labels=labels.to(self.device)).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.step += 1
+        decay = min(config.ema, self.step / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.policy.parameters()), 1 - decay)
+        tokens = int((labels != -100).sum())
+        return {"pretrain/loss": float(loss.detach()), "pretrain/learning_rate": rate,
+                "pretrain/grad_norm": float(norm), "pretrain/tokens": tokens}
+
+    def save(self, folder: Path) -> None:
+        self.policy.save_pretrained(folder / "policy")
+        self.average.save_pretrained(folder / "average")
+        checkpoint.save_state(folder / "state", {"optimiser": self.optimiser.state_dict(), "step": self.step,
+                                                 "best": self.best, "best_step": self.best_step})
+
+    def load(self, folder: Path) -> None:
+        self.policy.load_state_dict(CrystalPolicy.from_pretrained(folder / "policy").state_dict())
+        self.average.load_state_dict(CrystalPolicy.from_pretrained(folder / "average").state_dict())
+        state = checkpoint.load_state(folder / "state")
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
+
+
+@torch.no_grad()
+def nll(policy: CrystalPolicy, data: Encoded, *, limit: int | None = None, batch: int = 256) -> tuple[float, float]:
+    """Mean negative log-likelihood (nats) per crystal and per atom, with every condition given, in float32."""
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(len(data))[:limit]
+    rows = rows[np.argsort([len(data.ids[i]) for i in rows], kind="stable")]
+    total = 0.0
+    policy.eval()
+    for start in range(0, len(rows), batch):
+        ids, labels = data.batch(rows[start : start + batch], policy.representation, rng, dropout=0.0)
+        ids, labels = ids.to(policy.device), labels.to(policy.device)
+        total += float(policy(ids, labels=labels).loss) * int((labels[:, 1:] != -100).sum())
+    return total / len(rows), total / int(data.prompts.n_atoms[rows].sum())
+
+
+def sample_metrics(policy: CrystalPolicy, train: Encoded, count: int, reference: Any, seed: int) -> dict[str, float]:
+    """Shares of valid, unique and novel crystals among `count` fresh samples, all of them in the denominator."""
+    from rewards.validity import Validity
+    from rlgen.reference import duplicate_groups
+
+    conditions = train.prompts.sample(count, np.random.default_rng([seed, 2]))
+    rollout = sample(policy, conditions, torch.Generator(policy.device).manual_seed(seed))
+    check = Validity().check
+    valid = [c for c in decode(policy, rollout) if not isinstance(c, CrystalError) and not check(c)]
+    return {"sample/valid": len(valid) / count, "sample/unique": len(set(duplicate_groups(valid).tolist())) / count,
+            "sample/novel": sum(not reference.contains(c) for c in valid) / count}
+
+
+def build(config: Any, representation: Any) -> CrystalPolicy:
+    """A randomly initialised policy of the configured size."""
+    torch.manual_seed(config.seed)
+    sizes = {k: v for k, v in config.policy.items() if k != "representation"}
+    return CrystalPolicy.create(representation, **sizes)
+
+
+def run(config: Any) -> None:
+    config, last = resumed(config)
+    output = Path(config.output)
+    device = device_of(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    representation = make(config.policy.representation)
+    dataset = data.load(config.data, limit=config.limit)
+    print(dataset.summary())
+    train, val = encode(dataset.splits["train"], representation), encode(dataset.splits["val"], representation)
+    for name, split in (("train", train), ("val", val)):
+        if split.failures:
+            print(f"{name}: left out because they cannot be written: {dict(split.failures)}")
+    trainer = Trainer(build(config, representation), config, device)
+    if last is not None:
+        trainer.load(last)
+    reference = None
+    if config.sample_every:
+        from rlgen.reference import Reference
+
+        reference = Reference.load("shipped:train" if config.data == "mp20" else config.data)
+
+    stop = [False]
+    signal.signal(signal.SIGINT, lambda *_: stop.__setitem__(0, True))
+    started, tokens, ended = time.monotonic(), 0, ""
+    size = sum(p.numel() for p in trainer.policy.parameters())
+    print(f"{size:,} parameters, {str(trainer.dtype).removeprefix('torch.')}, {len(train)} crystals, {config.steps} "
+          f"steps of {config.batch} = {config.steps * config.batch / len(train):.1f} epochs; run: {output}")
+    columns = (TextColumn("pretrain"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"),
+               TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(elapsed_when_finished=False))
+    with Run(output, config, resume=None if last is None else trainer.step) as log, Progress(*columns) as progress:
+        task = progress.add_task("", total=config.steps, completed=trainer.step)
+        batches = train.epochs(config.batch, config.seed, trainer.step)
+        while trainer.step < config.steps and not ended:
+            scalars = trainer.update(train, next(batches))
+            step, tokens = trainer.step, tokens + int(scalars["pretrain/tokens"])
+            scalars["time/tokens_per_second"] = tokens / (time.monotonic() - started)
+            if step % config.evaluate_every == 0 or step == config.steps:
+                per_crystal, per_atom = nll(trainer.average, val, limit=2048)
+                scalars |= {"pretrain/nll": per_crystal, "pretrain/nll_per_atom": per_atom}
+                if per_crystal < trainer.best:
+                    trainer.best, trainer.best_step = per_crystal, step
+                    _keep_best(trainer, train, output)
+                elif step - trainer.best_step >= config.patience * config.evaluate_every:
+                    ended = f"validation NLL has not fallen for {config.patience} evaluations"
+            if reference is not None and step % config.sample_every == 0:
+                scalars |= sample_metrics(trainer.average, train, config.samples, reference, config.seed + step)
+            log.log_scalars(step, scalars)
+            if stop[0]:
+                ended = "interrupted"
+            if step % config.checkpoint_every == 0 or step == config.steps or ended:
+                checkpoint.save(output, step, trainer.save)
+            shown = f"loss {scalars['pretrain/loss']:.3f}  best validation NLL {trainer.best:.2f} nats per crystal"
+            progress.update(task, completed=step, description=shown)
+    _finish(config, trainer, train, val, device, time.monotonic() - started, ended)
+
+
+def _keep_best(trainer: Trainer, train: Encoded, output: Path) -> None:
+    """Replace `policy/` by the running average of now; a kill leaves the one or the other."""
+    aside, final = output / ".policy.tmp", output / "policy"
+    shutil.rmtree(aside, ignore_errors=True)
+    trainer.average.save_pretrained(aside)
+    train.prompts.save(aside)
+    if final.exists():
+        shutil.rmtree(final)
+    aside.rename(final)
+
+
+def _finish(config: Any, trainer: Trainer, train: Encoded, val: Encoded, device: torch.device, seconds: float,
+            ended: str) -> None:
+    """Measure the best policy on all of the validation split, write its card, and say where everything is."""
+    output = Path(config.output)
+    if ended == "interrupted":
+        print(f"interrupted at step {trainer.step}: go on with python -m rlgen.pretrain resume={output}")
+        return
+    best = CrystalPolicy.from_pretrained(output / "policy").to(device)
+    per_crystal, per_atom = nll(best, val)
+    card = {"data": config.data, "crystals": len(train), "seed": config.seed, "steps": trainer.step,
+            "best_step": trainer.best_step, "minutes": round(seconds / 60, 1),
+            "parameters": sum(p.numel() for p in best.parameters()), "validation_nll_per_crystal": per_crystal,
+            "validation_nll_per_atom": per_atom, "torch": torch.__version__}
+    (output / "policy" / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    print(f"{ended or 'all steps done'}: validation NLL {per_crystal:.2f} nats per crystal, {per_atom:.3f} per atom "
+          f"(all {len(val)} crystals, step {trainer.best_step})\n"
+          f"policy:      {output / 'policy'}\nTensorBoard: tensorboard --logdir {output}\n"
+          f"next:        python -m rlgen.finetune policy={output / 'policy'}")
+
+
+if __name__ == "__main__":
+    main("pretrain", run)
