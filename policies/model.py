@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import logging as transformers_logging
 
+from policies.prompts import PromptTable
 from policies.representations import make
 from rlgen.types import UserError
 
 transformers_logging.disable_progress_bar()  # a bar for each of a hundred small files would bury our own
 
+SHIPPED = Path(__file__).parent / "shipped"
 ROPE_BASE = 10_000.0
 
 
@@ -156,6 +159,15 @@ class CrystalPolicy(PreTrainedModel):
             cache.length += input_ids.shape[1]
         return self.norm(x)
 
+    @classmethod
+    def load(cls, name: str) -> tuple[CrystalPolicy, PromptTable]:
+        """A trained policy and its prompt table: "shipped", or the folder that pretraining or fine-tuning wrote."""
+        folder = SHIPPED if name == "shipped" else Path(name)
+        if not (folder / "config.json").exists():
+            raise UserError(f"policy={name}: no policy there ({folder / 'config.json'} is missing); give 'shipped' or "
+                            "the policy/ folder of a run")
+        return cls.from_pretrained(folder), PromptTable.load(folder)
+
     def head(self, hidden: torch.Tensor, legal: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
         """Logits over the legal tokens, -inf elsewhere, divided by the temperature, in float32."""
         logits = F.linear(hidden, self.embed.weight).float() / temperature
@@ -180,5 +192,6 @@ class CrystalPolicy(PreTrainedModel):
         hidden = self.hidden(input_ids[:, :-1])[:, p - 1 :]
         legal = self.representation.grammar.mask(input_ids[:, :-1], p - 1)
         logp = self.head(hidden, legal, temperature).log_softmax(-1)
-        entropy = -(logp.exp() * logp.masked_fill(~legal, 0.0)).sum(-1)
+        known = logp.detach()  # entropy is watched, not trained
+        entropy = -(known.exp() * known.masked_fill(~legal, 0.0)).sum(-1)
         return logp.gather(2, input_ids[:, p:, None])[..., 0], entropy

@@ -33,7 +33,8 @@ def make(name: str, **params: Any) -> Reward:
     """
     target = REWARDS.get(name, name)
     if ":" not in target:
-        raise UserError(f"unknown reward {name!r}; known are {', '.join(sorted(REWARDS))}, or your own my.module:MyReward")
+        known = ", ".join(sorted(REWARDS))
+        raise UserError(f"unknown reward {name!r}; known are {known}, or your own as my.module:MyReward")
     module_name, _, class_name = target.partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)

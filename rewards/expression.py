@@ -1,4 +1,4 @@
-"""How rewards are combined into one number: `novelty+2*stability` is an average, `novelty*stability` a geometric mean."""
+"""How rewards make one number: `novelty+2*stability` is an average, `novelty*stability` a geometric mean."""
 
 from __future__ import annotations
 

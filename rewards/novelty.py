@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from pymatgen.core import Structure
 
-from rlgen.reference import UNLABELLED, Reference, protostructure_label
+from rlgen.reference import Reference
 from rlgen.types import Condition
 
 
@@ -42,12 +42,11 @@ class Novelty:
         reference = Reference.load(self.reference)
         raw, reasons = np.full(len(structures), np.nan), [""] * len(structures)
         for i, structure in enumerate(structures):
-            if reference.records is not None:
-                raw[i] = float(not reference.contains(structure))
-            elif (label := protostructure_label(structure)).endswith(UNLABELLED):
+            known = reference.known(structure)
+            if known is None:
                 reasons[i] = "symmetry could not be determined"
             else:
-                raw[i] = float(label not in reference.labels)
+                raw[i] = float(not known)
         return raw, reasons
 
     def transform(self, raw: np.ndarray) -> np.ndarray:

@@ -25,6 +25,8 @@ class Uniqueness:
     name: ClassVar[str] = "uniqueness"
     unit: ClassVar[str] = "copies"
     per_sample: ClassVar[bool] = False
+    #: StructureMatcher may hang, so the pool runs the whole batch in a worker, which it can end.
+    in_worker: ClassVar[bool] = True
 
     def measure(self, structures: Sequence[Structure], conditions: Sequence[Condition]) -> np.ndarray:
         groups = duplicate_groups(structures, matcher=self.matcher)

@@ -82,8 +82,6 @@ def _shortest_distance_below(
         if (own := np.linalg.norm(lattice, axis=1).min()) < limit:
             return float(own)
     points = np.ascontiguousarray((frac % 1.0) @ lattice)
-    i, j, image, distance = find_points_in_spheres(
-        points, points, r=limit, pbc=_PERIODIC, lattice=lattice, tol=1e-8
-    )
+    i, j, image, distance = find_points_in_spheres(points, points, r=limit, pbc=_PERIODIC, lattice=lattice, tol=1e-8)
     real = (i != j) | (image != 0).any(axis=1)
     return float(distance[real].min()) if real.any() else None

@@ -54,9 +54,7 @@ def point_energies(records: Sequence[Record], potential: GraphPotential, folder:
 
 def _remembered(folder: Path) -> dict[str, tuple[str, float, str]]:
     tables = [pq.read_table(path, schema=_SCHEMA) for path in sorted(folder.glob("*.parquet"))]
-    return {
-        row["id"]: (row["formula"], row["energy"], row["error"]) for table in tables for row in table.to_pylist()
-    }
+    return {row["id"]: (row["formula"], row["energy"], row["error"]) for table in tables for row in table.to_pylist()}
 
 
 def _remember(folder: Path, rows: Mapping[str, tuple[str, float, str]]) -> None:

@@ -1,6 +1,6 @@
 """Makes the novelty reference that rlgen ships: labels only, so that no crystal of the data set is copied.
 
-    python -m rlgen.build_reference mp20 rlgen/assets/novelty_mp20.parquet
+python -m rlgen.build_reference mp20 rlgen/assets/novelty_mp20.parquet
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from rlgen.data import load
-from rlgen.reference import SYMPREC, UNLABELLED, protostructure_label
+from rlgen.reference import LOOKUP_SYMPRECS, UNLABELLED, protostructure_label
 from rlgen.types import UserError
 
 
@@ -25,14 +25,15 @@ def build(dataset: str, target: Path) -> str:
     unlabelled = 0
     for split, records in data.splits.items():
         for record in records:
-            label = protostructure_label(record.structure)
-            if label.endswith(UNLABELLED):
-                unlabelled += 1
-            else:
+            structure = record.structure
+            labels = {protostructure_label(structure, symprec) for symprec in LOOKUP_SYMPRECS}
+            labels = {label for label in labels if not label.endswith(UNLABELLED)}
+            unlabelled += not labels
+            for label in labels:
                 split_of.setdefault(label, split)
-    labels = sorted(split_of)
-    table = pa.table({"label": labels, "split": pa.array([split_of[x] for x in labels]).dictionary_encode()})
-    table = table.replace_schema_metadata({"source": data.name, "symprec": str(SYMPREC)})
+    ordered = sorted(split_of)
+    table = pa.table({"label": ordered, "split": pa.array([split_of[x] for x in ordered]).dictionary_encode()})
+    table = table.replace_schema_metadata({"source": data.name, "symprec": ", ".join(map(str, LOOKUP_SYMPRECS))})
     # Sorted labels share their beginnings, which is what the delta encoding stores once.
     pq.write_table(
         table,
@@ -44,7 +45,7 @@ def build(dataset: str, target: Path) -> str:
         write_statistics=False,
     )
     return (
-        f"{target}: {len(labels):,} labels of {len(data):,} crystals ({unlabelled} unlabelled), "
+        f"{target}: {len(ordered):,} labels of {len(data):,} crystals ({unlabelled} unlabelled), "
         f"{target.stat().st_size / 1e6:.2f} MB"
     )
 

@@ -38,6 +38,7 @@ class PretrainConfig:
     batch: int = 128
     learning_rate: float = 1.5e-3
     warmup: int = 200
+    decay: float = 0.4
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
     ema: float = 0.998
@@ -75,7 +76,6 @@ class RewardConfig:
     novelty: dict[str, Any] = field(default_factory=dict)
     uniqueness: dict[str, Any] = field(default_factory=dict)
     stability: dict[str, Any] = field(default_factory=dict)
-    own: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -86,6 +86,7 @@ class FinetuneConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     energy: str = "auto"
+    judge: str = "auto"
     data: str = "shipped"
     output: str = "runs/finetune"
     seed: int = 0

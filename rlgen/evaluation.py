@@ -6,22 +6,28 @@ Novelty, uniqueness and diversity speak of the crystals as written, stability of
 
 from __future__ import annotations
 
-import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from pymatgen.core import Structure
 
+from rewards.novelty import Novelty
+from rewards.stability import Stability
 from rlgen import metrics
 from rlgen.metrics import Estimate
-from rlgen.types import CrystalError
+from rlgen.reference import UNLABELLED, Reference, duplicate_groups, protostructure_label
+from rlgen.report import as_dict, as_markdown, table
+from rlgen.types import CrystalError, UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rewards.base import Reward
+
+__all__ = ["Evaluation", "as_dict", "as_markdown", "describe", "evaluate", "failures", "summarise", "table"]
 
 #: Energies above the hull (eV/atom) up to which a crystal counts as metastable, and as stable.
 METASTABLE, STABLE = 0.1, 0.0
@@ -30,31 +36,18 @@ _CENTRING = {"P": 1, "A": 2, "B": 2, "C": 2, "S": 2, "I": 2, "R": 3, "F": 4}
 #: More elements of equal count than this have too many orders for a prototype's name to be made the same for all.
 _LARGEST_ORDER = 6
 
-#: What the report shows, in order: key -> (label, kind); kinds: share, number (spread or size), energy (eV/atom).
-ROWS: dict[str, tuple[str, str]] = {
-    "valid": ("valid", "share"),
-    "unique": ("unique", "share"),
-    "novel": ("novel", "share"),
-    "metastable": ("metastable (≤ 0.1 eV/atom)", "share"),
-    "stable": ("stable (≤ 0 eV/atom)", "share"),
-    "sun": ("S.U.N. (≤ 0.1 eV/atom)", "share"),
-    "sun_strict": ("S.U.N. (≤ 0 eV/atom)", "share"),
-    "e_above_hull_written": ("energy above hull as written, median (eV/atom)", "energy"),
-    "e_above_hull": ("energy above hull relaxed, median (eV/atom)", "energy"),
-    "space_groups": ("space groups, exp-entropy", "number"),
-    "elements": ("elements, exp-entropy", "number"),
-    "prototypes": ("prototypes, exp-entropy", "number"),
-    "n_atoms": ("atoms per primitive cell, mean", "number"),
-}
+#: Samples between two moves of the progress bar.
+_BATCH = 64
 
 
 @dataclass
 class Evaluation:
     """B judged samples.
 
-    samples: one row each, with `valid`, `unique`, `novel`, `e_above_hull` and `e_above_hull_written` (eV/atom, NaN where
-    not measured), `space_group`, `prototype`, `n_atoms`, `formula`, `status`, `reason`. summary: an estimate for every
-    key of `ROWS`. failures: how many samples were lost, by kind. notes: what judged, and how.
+    samples: one row each: `formula`, `status`, `reason`, `valid`, `unique`, `novel`, `e_above_hull` that decides and
+    `e_above_hull_written` (eV/atom, NaN where not measured), `space_group`, `prototype`, `n_atoms` of the primitive
+    cell, `chemical_system`. summary: an estimate for every key of `rlgen.report.ROWS`. failures: how many samples were
+    lost, by kind. notes: what judged, and how.
     """
 
     samples: pd.DataFrame
@@ -80,11 +73,85 @@ def evaluate(
     energy: the judging potential, which should not be the one that rewarded. relax: to forces below fmax (eV/Å) in at
     most `steps` FIRE steps; without it the energies as written decide. seed: of the bootstrap.
     """
-    breakdown, notes = _score(crystals, energy, reference, relax, fmax, steps, workers, progress)
-    table = _describe(crystals, breakdown)
-    table["unique"] = _first_of_duplicates(crystals, table["valid"].to_numpy())
+    if not crystals:
+        raise UserError("there are no samples to evaluate")
+    notes = _judges(energy, reference)
     notes |= {"samples": len(crystals), "relaxed": relax, "fmax": fmax, "steps": steps}
-    return Evaluation(table, summarise(table, seed), failures(table), notes)
+    rewards: list[Reward] = [Novelty(reference), WrittenStability(energy=energy, mode="single_point")]
+    if relax:
+        rewards.append(Stability(energy=energy, mode="relax", fmax=fmax, steps=steps))
+    scored = _score(crystals, rewards, workers, progress)
+    scored["e_above_hull"] = scored["stability"] if relax else scored["stability_written"]
+    judged = pd.DataFrame(
+        {
+            "formula": [c.composition.reduced_formula if isinstance(c, Structure) else None for c in crystals],
+            "status": scored["status"],
+            "reason": scored["reason"],
+            "valid": scored["status"] != "invalid",
+            "novel": scored["novelty"] == 1,
+            "e_above_hull": scored["e_above_hull"],
+            "e_above_hull_written": scored["stability_written"],
+        }
+    )
+    valid = np.flatnonzero(judged["valid"])
+    chosen = [crystals[i] for i in valid]
+    groups = duplicate_groups(chosen)
+    judged["unique"] = False
+    judged.loc[valid[np.unique(groups, return_index=True)[1]], "unique"] = True  # the first of each group
+    sites = [describe(structure) for structure in chosen]
+    judged["space_group"] = pd.Series([site.space_group for site in sites], valid, dtype="Int64")
+    judged["prototype"] = pd.Series([site.prototype for site in sites], valid, dtype="string")
+    judged["n_atoms"] = pd.Series([site.n_atoms for site in sites], valid, dtype="Int64")
+    judged["chemical_system"] = pd.Series([structure.chemical_system for structure in chosen], valid, dtype="string")
+    return Evaluation(judged, summarise(judged, seed), failures(judged), notes)
+
+
+@dataclass(frozen=True)
+class WrittenStability(Stability):
+    """Stability of the crystal as written, beside that of the relaxed one in the same pool."""
+
+    name: ClassVar[str] = "stability_written"
+
+
+def _judges(energy: str, reference: str) -> dict[str, Any]:
+    """What judges, in words; a wrong name is found here, before any work is done."""
+    from rlgen.energies import load_potential
+    from rlgen.hull import Hull, HullError
+
+    potential = load_potential(energy)
+    try:
+        Hull.load(potential.scale)
+    except HullError as error:
+        raise UserError(str(error)) from error
+    return {"scale": potential.scale, "reference": reference, "novelty": Reference.load(reference).method}
+
+
+def _score(
+    crystals: Sequence[Structure | CrystalError], rewards: list[Reward], workers: int, progress: bool
+) -> dict[str, np.ndarray]:
+    """Raw values (B,) by the reward's name, with `status` and `reason`."""
+    from rich.progress import Progress
+
+    from rlgen.reward_pool import RewardPool
+
+    # A relaxation takes seconds and large cells many: small chunks and a patient limit, or slow crystals count as lost.
+    expression = "*".join(reward.name for reward in rewards)
+    with (
+        RewardPool(rewards, expression, workers=workers, chunk=4, timeout_s=900.0) as pool,
+        Progress(disable=not progress, transient=True) as bar,
+    ):
+        task = bar.add_task("judging", total=len(crystals))
+        parts = []
+        for start in range(0, len(crystals), _BATCH):
+            batch = crystals[start : start + _BATCH]
+            parts.append(pool.score(batch, [{}] * len(batch)))
+            bar.advance(task, len(batch))
+    columns: dict[str, np.ndarray] = {
+        name: np.concatenate([part.raw[:, k] for part in parts]) for k, name in enumerate(pool.names)
+    }
+    columns["status"] = np.concatenate([part.status for part in parts])
+    columns["reason"] = np.array([reason for part in parts for reason in part.reason], dtype=object)
+    return columns
 
 
 def summarise(samples: pd.DataFrame, seed: int = 0) -> dict[str, Estimate]:
@@ -114,10 +181,26 @@ def summarise(samples: pd.DataFrame, seed: int = 0) -> dict[str, Estimate]:
 
 
 def failures(samples: pd.DataFrame) -> dict[str, int]:
-    """Samples without a full judgement by kind, the most frequent first: "invalid: geometry", "failed: stability"."""
-    lost = samples[samples["status"] != "ok"]
-    kinds = Counter(f"{row.status}: {row.reason.split(':')[0]}" for row in lost.itertuples())
+    """Samples without a full judgement by kind, the most frequent first: "invalid: geometry", "stability: overlap"."""
+    kinds: Counter[str] = Counter()
+    for status, reason in zip(samples["status"], samples["reason"], strict=True):
+        if status == "invalid":
+            kinds[f"invalid: {_kind(reason)}"] += 1
+        elif status == "failed":
+            for one in reason.split("; "):  # several rewards may have failed
+                reward, _, why = one.partition(": ")
+                kinds[f"{reward}: {_kind(why)}"] += 1
     return dict(kinds.most_common())
+
+
+def _kind(reason: str) -> str:
+    """A reason without its details: what stands before the first colon, number or comma."""
+    return re.split(r"[:,]|\s*-?\d", reason)[0].strip() or "other"
+
+
+def _labels(column: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """One label for each sample, none where it is missing."""
+    return [() if pd.isna(label) else (label,) for label in column]
 
 
 @dataclass(frozen=True)
@@ -135,8 +218,6 @@ def describe(structure: Structure) -> Site:
     All three are read from the label "AB_cF8_225_a_b:Cl-Na", in which a crystal and its mirror image are one.
     """
     from pymatgen.analysis.prototypes import get_prototype_from_protostructure
-
-    from rlgen.reference import UNLABELLED, protostructure_label
 
     label = protostructure_label(structure)
     if label.endswith(UNLABELLED):

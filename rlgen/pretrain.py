@@ -1,7 +1,7 @@
 """Supervised pretraining of a conditional policy on crystals: `python -m rlgen.pretrain data=mp20 policy=small`.
 
 Maximum likelihood of each crystal's canonical sequence under its own conditions, some of which are dropped so that
-any subset can be asked for later. AdamW, warm-up and cosine, gradient clipping, weights averaged over steps (EMA),
+any subset can be asked for later. AdamW, warm-up and cosine decay, gradient clipping, weights averaged over steps (EMA),
 batches of similar length. Left out: packing (bucketing wastes under 5 % here) and augmentation (the written form is
 canonical on purpose). All randomness of a step follows from (seed, step), so that a resumed run is the same run.
 """
@@ -32,11 +32,11 @@ from rlgen.types import CrystalError, UserError
 
 
 def learning_rate(step: int, config: Any) -> float:
-    """Linear warm-up, then a cosine to a twentieth of the peak."""
+    """Linear warm-up, the peak, and over the last `decay` of all steps half a cosine down to nothing."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    left = (config.steps - step) / max(1.0, config.decay * config.steps)
+    return config.learning_rate * 0.5 * (1 - math.cos(math.pi * min(1.0, left)))
 
 
 def precision(setting: str, device: torch.device) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from dataclasses import dataclass
 
 import moyopy
@@ -14,6 +15,8 @@ from policies.representations.quantiser import Q, quantise_coordinates
 from rlgen.types import CrystalError
 
 SYMPREC = 0.01  # Å
+# It warns of every cell that is not primitive; we only ask for the primitive one.
+logging.getLogger("moyo").setLevel(logging.ERROR)
 
 _MAPS = np.array(list(itertools.product((-1, 0, 1), repeat=9))).reshape(-1, 3, 3)
 #: Unimodular integer maps with entries -1..1 and determinant +1: proper, so that handedness is kept.

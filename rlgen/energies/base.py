@@ -120,11 +120,11 @@ def pairs_at_source(source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class GraphPotential(ABC):
     """A graph network that gives total energies of a batch; everything around that is here.
 
-    A subclass sets the class variables and writes `_energies`.
+    A subclass sets the variables and writes `_energies`.
     """
 
-    name: ClassVar[str]
-    scale: ClassVar[str]
+    name: str
+    scale: str
     cutoff: float
     elements: frozenset[str]
     #: Batches hold at most so many atoms: larger ones fall out of a CPU's caches and get slower per crystal.
@@ -223,14 +223,12 @@ class GraphPotential(ABC):
         energies = total.detach().cpu().numpy().astype(np.float64)
         per_atom = np.split(-gradient.cpu().numpy().astype(np.float64), first[1:])
         virials = virial.cpu().numpy().astype(np.float64)
-        return [
-            _point(energies[k] / counts[k], per_atom[k], virials[k] / cells[k].volume) for k in range(len(cells))
-        ]
+        return [_point(energies[k] / counts[k], per_atom[k], virials[k] / cells[k].volume) for k in range(len(cells))]
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
 
 def _point(energy: float, forces: np.ndarray | None = None, stress: np.ndarray | None = None) -> PointResult:
-    finite = np.isfinite(energy) and (forces is None or (np.isfinite(forces).all() and np.isfinite(stress).all()))
+    finite = all(np.isfinite(value).all() for value in (energy, forces, stress) if value is not None)
     return PointResult(float(energy), forces, stress) if finite else PointResult.failed("numeric: the energy is NaN")

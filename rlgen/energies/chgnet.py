@@ -25,16 +25,16 @@ class CHGNetPotential(GraphPotential):
 
     name = "chgnet"
     scale = "chgnet-0.3.0"
-    atoms_per_batch = 128
+    atoms_per_batch = 96
 
     def __init__(self) -> None:
         from chgnet.model.model import BatchedGraph, CHGNet
 
         with redirect_stdout(StringIO()):  # it greets
-            self._model: Any = CHGNet.load(model_name="0.3.0", use_device="cpu", verbose=False).eval()
-        self._model.requires_grad_(False)
+            model: Any = CHGNet.load(model_name="0.3.0", use_device="cpu", verbose=False).eval()
+        self._model = model.requires_grad_(False)
         self._batched_graph = BatchedGraph
-        self._offsets = self._model.composition_model.fc.weight.detach()[0]
+        self._offsets: torch.Tensor = model.composition_model.fc.weight.detach()[0]
         converter = self._model.graph_converter
         self.cutoff, self._bond_cutoff = float(converter.atom_graph_cutoff), float(converter.bond_graph_cutoff)
         self.elements = frozenset(Element.from_Z(z).symbol for z in range(1, len(self._offsets) + 1)) - UNTRAINED

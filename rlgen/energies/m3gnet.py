@@ -31,7 +31,7 @@ class M3GNetPotential(GraphPotential):
 
     name = "m3gnet"
     scale = "m3gnet-mp-2021.2.8"
-    atoms_per_batch = 256
+    atoms_per_batch = 128
 
     def __init__(self, folder: Path):
         import matgl  # seconds to import: only who evaluates pays for it

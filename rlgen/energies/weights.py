@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
+import threading
+import urllib.request
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,7 +14,6 @@ log = logging.getLogger(__name__)
 MODEL = "M3GNet-MP-2021.2.8-PES"
 REPOSITORY = f"materialyze/{MODEL}"
 FILES = ("model.pt", "state.pt", "model.json")
-HUB_HOST = "huggingface.co"
 PROBE_SECONDS = 3.0
 
 
@@ -49,12 +49,24 @@ def _from_hub(*, offline: bool) -> Path | None:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub can be reached at all: it retries for minutes where there is no network."""
+    """Whether the hub can be reached: its client retries for minutes where there is no network, this takes seconds."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
         return False
+    answers: list[bool] = []
+    # In a thread, because looking up a name has no time limit of its own.
+    probe = threading.Thread(target=lambda: answers.append(_probe()), daemon=True)
+    probe.start()
+    probe.join(2 * PROBE_SECONDS)
+    return bool(answers and answers[0])
+
+
+def _probe() -> bool:
+    """One request through the user's proxies, if any."""
+    from huggingface_hub.constants import ENDPOINT
+
     try:
-        socket.create_connection((HUB_HOST, 443), timeout=PROBE_SECONDS).close()
-    except OSError as error:
-        log.info("no connection to %s (%s)", HUB_HOST, error)
+        urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=PROBE_SECONDS).close()
+    except (OSError, ValueError) as error:  # urllib's errors are OSErrors; a malformed endpoint is a ValueError
+        log.info("no answer from %s (%s)", ENDPOINT, error)
         return False
     return True

@@ -1,0 +1,1 @@
+"""How rewards become updates of the policy. The loops are in `grpo` (ours) and `trl` (TRL's GRPOTrainer)."""

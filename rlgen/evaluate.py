@@ -1,0 +1,37 @@
+"""Judge crystals, ours or another tool's: `python -m rlgen.evaluate input=my_crystals`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rlgen import energies, samples
+from rlgen.config import main
+from rlgen.evaluation import as_dict, as_markdown, evaluate, table
+
+
+def run(config: Any) -> None:
+    energy = energies.resolve(config.energy)
+    known = "shipped:all" if config.data == "shipped" else config.data
+    found = {}
+    for path in filter(None, (config.compare, config.input)):
+        read = samples.read(path)
+        print(f"judging {len(read.crystals)} samples of {path}")
+        found[str(path)] = evaluate(read.crystals, energy=energy, reference=known, steps=config.relax_steps,
+                                    workers=config.workers, seed=config.seed)
+    Console().print(table(found))
+    if config.output:
+        output = Path(config.output)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "table.md").write_text(as_markdown(found) + "\n", encoding="utf-8")
+        (output / "table.json").write_text(json.dumps(as_dict(found), indent=1) + "\n", encoding="utf-8")
+        for i, (name, judged) in enumerate(found.items()):
+            judged.samples.assign(source=name).to_parquet(output / f"judged_{i}.parquet", index=False)
+        print(f"written: {output}/table.md, table.json, and every sample's verdict in judged_*.parquet")
+
+
+if __name__ == "__main__":
+    main("evaluate", run)

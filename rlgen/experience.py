@@ -1,0 +1,105 @@
+"""What every algorithm learns from: crystals drawn for prompts of the data's distribution, scored, and remembered."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from pymatgen.core import Structure
+
+from policies.model import CrystalPolicy
+from policies.prompts import PromptTable
+from policies.sampler import Rollout, decode, sample
+from rlgen import energies, tracking
+from rlgen.memory import Memory
+from rlgen.metrics import exp_entropy
+from rlgen.reference import UNLABELLED, protostructure_label
+from rlgen.reward_pool import RewardPool
+from rlgen.types import CrystalError, RewardBreakdown, UserError
+
+
+@dataclass
+class Experience:
+    """One step's rollout with its reward (B,) in [0, 1] and what there is to log about it."""
+
+    rollout: Rollout
+    crystals: list[Structure | CrystalError]
+    breakdown: RewardBreakdown
+    rewards: np.ndarray
+    scalars: dict[str, float] = field(default_factory=dict)
+
+
+def make_rewards(config: Any) -> tuple[list, Any]:
+    """The rewards that `reward=` names, with their parameters from the settings, and the parsed expression."""
+    from omegaconf import OmegaConf
+
+    from rewards import make
+    from rewards.expression import parse
+
+    expression = parse(config.reward.expression)
+    parameters = OmegaConf.to_container(config.reward)
+    parameters["stability"] = {"energy": config.energy} | parameters["stability"]
+    train = "shipped:train" if config.data == "shipped" else f"{config.data}:train"
+    parameters["novelty"] = {"reference": train} | parameters["novelty"]
+    return [make(name, **parameters.get(name, {})) for name in expression.names], expression
+
+
+def resolve_energies(config: Any) -> None:
+    """Settle `energy` and `judge` to the potentials that will be used. The judge is the other one where there is."""
+    config.energy = energies.resolve(config.energy)
+    if config.judge == "auto":
+        config.judge = "chgnet" if config.energy != "chgnet" else energies.resolve("auto")
+    config.judge = energies.resolve(config.judge)
+
+
+class Collector:
+    """Draws and scores. All randomness of a step follows from (seed, step), so that a resumed run is the same run."""
+
+    def __init__(self, prompts: PromptTable, pool: RewardPool, memory: Memory, config: Any):
+        if config.batch % config.algorithm.group_size:
+            raise UserError(f"batch={config.batch} is no multiple of algorithm.group_size={config.algorithm.group_size}")
+        self.prompts, self.pool, self.memory, self.config = prompts, pool, memory, config
+
+    def draw(self, policy: CrystalPolicy, step: int) -> Rollout:
+        """`batch` sequences: groups of `group_size`, each group answering one prompt of the data's distribution."""
+        size = self.config.algorithm.group_size
+        rng = np.random.default_rng([self.config.seed, 3, step])
+        conditions = self.prompts.sample(self.config.batch // size, rng)
+        generator = torch.Generator(policy.device).manual_seed(int(rng.integers(2**62)))
+        return sample(policy, [c for c in conditions for _ in range(size)], generator,
+                      temperature=self.config.algorithm.temperature,
+                      group=[g for g in range(len(conditions)) for _ in range(size)])
+
+    def score(self, policy: CrystalPolicy, rollout: Rollout) -> Experience:
+        """Decode, score and remember a rollout: a crystal that was written n times before earns 1/(1 + n)."""
+        started = time.monotonic()
+        crystals = decode(policy, rollout)
+        breakdown = self.pool.score(crystals, rollout.conditions)
+        labels = [None if status == "invalid" else protostructure_label(crystal)
+                  for crystal, status in zip(crystals, breakdown.status, strict=True)]
+        discount = self.memory.discount(labels)
+        breakdown.extra |= {"label": np.array(labels, dtype=object), "discount": discount,
+                            "condition": np.array(rollout.conditions, dtype=object)}
+        scalars = tracking.breakdown_scalars(breakdown) | _diversity(labels, rollout)
+        scalars |= {"reward/learned": float((breakdown.total * discount).mean()),
+                    "reward/discount": float(discount.mean()),
+                    "memory/crystals": float(len(self.memory.crystals)),
+                    "time/reward": time.monotonic() - started}
+        return Experience(rollout, crystals, breakdown, breakdown.total * discount, scalars)
+
+
+def _diversity(labels: list[str | None], rollout: Rollout) -> dict[str, float]:
+    """Spread of a batch, and how many crystals are in the space group asked for; all samples in the denominator."""
+    known = [(label, condition) for label, condition in zip(labels, rollout.conditions, strict=True)
+             if label is not None and not label.endswith(UNLABELLED)]
+    groups = [int(label.split("_")[2]) for label, _ in known]
+    elements = [e for label, _ in known for e in label.rsplit(":", 1)[1].split("-")]
+    match = sum(g == condition.get("space_group") for g, (_, condition) in zip(groups, known, strict=True))
+    return {"sample/unique": len({label for label, _ in known}) / len(labels),
+            "sample/space_group_match": match / len(labels),
+            "diversity/space_groups": exp_entropy(groups) if groups else 0.0,
+            "diversity/elements": exp_entropy(elements) if elements else 0.0,
+            "diversity/prototypes": exp_entropy(label.rsplit(":", 1)[0] for label, _ in known) if known else 0.0}

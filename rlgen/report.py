@@ -1,0 +1,102 @@
+"""Evaluations side by side: a table for the terminal, Markdown, and plain data for JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rlgen.metrics import Estimate
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rlgen.evaluation import Evaluation
+
+#: What the report shows, in order: key -> (label, kind); kinds: share, number (spread or size), energy (eV/atom).
+ROWS: dict[str, tuple[str, str]] = {
+    "valid": ("valid", "share"),
+    "unique": ("unique", "share"),
+    "novel": ("novel", "share"),
+    "metastable": ("metastable (≤ 0.1 eV/atom)", "share"),
+    "stable": ("stable (≤ 0 eV/atom)", "share"),
+    "sun": ("S.U.N. (≤ 0.1 eV/atom)", "share"),
+    "sun_strict": ("S.U.N. (≤ 0 eV/atom)", "share"),
+    "e_above_hull_written": ("energy above hull as written, median (eV/atom)", "energy"),
+    "e_above_hull": ("energy above hull relaxed, median (eV/atom)", "energy"),
+    "space_groups": ("space groups, exp-entropy", "number"),
+    "elements": ("elements, exp-entropy", "number"),
+    "prototypes": ("prototypes, exp-entropy", "number"),
+    "n_atoms": ("atoms per primitive cell, mean", "number"),
+}
+
+
+def table(evaluations: Mapping[str, Evaluation]) -> Table:
+    """One column for each evaluation, as in {"pretrained": …, "fine-tuned": …}, and below what judged and how."""
+    from rich.table import Table
+
+    report = Table(title="Evaluation", caption="\n".join(notes(evaluations)), caption_justify="left")
+    report.add_column("")
+    for name in evaluations:
+        report.add_column(name, justify="right")
+    for label, cells in _cells(evaluations):
+        report.add_row(label, *cells)
+    return report
+
+
+def as_markdown(evaluations: Mapping[str, Evaluation]) -> str:
+    """The same table and notes as Markdown."""
+    lines = ["| | " + " | ".join(evaluations) + " |", "|---|" + "---:|" * len(evaluations)]
+    lines += [f"| {label} | " + " | ".join(cells) + " |" for label, cells in _cells(evaluations)]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes(evaluations))]) + "\n"
+
+
+def as_dict(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Plain data for JSON: summary, failures and notes of each evaluation; null where nothing was measured."""
+
+    def plain(estimate: Estimate) -> dict[str, float | None]:
+        return {key: None if math.isnan(value) else value for key, value in asdict(estimate).items()}
+
+    return {
+        name: {
+            "summary": {key: plain(estimate) for key, estimate in one.summary.items()},
+            "failures": one.failures,
+            "notes": one.notes,
+        }
+        for name, one in evaluations.items()
+    }
+
+
+def notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """Lines that a table must not be read without."""
+    sizes = {name: one.notes["samples"] for name, one in evaluations.items()}
+    lines = [
+        "shares are of all samples (" + ", ".join(f"{name}: {n}" for name, n in sizes.items()) + "), the undecodable "
+        "included; energies, diversity and size are of the valid ones; [ ] are 95 % bootstrap intervals",
+    ]
+    if len(set(sizes.values())) > 1:
+        lines.append("diversities grow with the number of samples: these are not of equal numbers")
+    lines += _each("energies", evaluations, _energy_note)
+    lines += _each("novel: not found by", evaluations, lambda one: one.notes["novelty"])
+    lines += _each("lost", evaluations, lambda one: ", ".join(f"{k} {n}" for k, n in one.failures.items()) or "none")
+    return lines
+
+
+def _energy_note(one: Evaluation) -> str:
+    how = f"relaxed, fmax {one.notes['fmax']:g} eV/Å, at most {one.notes['steps']} steps"
+    return f"{one.notes['scale']} and its hull; crystals {how if one.notes['relaxed'] else 'as written, not relaxed'}"
+
+
+def _each(what: str, evaluations: Mapping[str, Evaluation], say: Callable[[Evaluation], str]) -> list[str]:
+    """One line if all evaluations say the same, else one for each."""
+    said = {name: say(one) for name, one in evaluations.items()}
+    if len(set(said.values())) == 1:
+        return [f"{what} {next(iter(said.values()))}"]
+    return [f"{what} ({name}) {text}" for name, text in said.items()]
+
+
+def _cells(evaluations: Mapping[str, Evaluation]) -> Iterable[tuple[str, list[str]]]:
+    show = {"share": Estimate.percent, "number": Estimate.number, "energy": lambda estimate: estimate.number(3)}
+    for key, (label, kind) in ROWS.items():
+        yield label, [show[kind](one.summary[key]) for one in evaluations.values()]

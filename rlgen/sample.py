@@ -1,0 +1,41 @@
+"""Crystals from a policy: `python -m rlgen.sample n=1000 output=my_crystals`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from policies.model import CrystalPolicy
+from policies.sampler import decode, sample
+from rlgen import samples
+from rlgen.config import device_of, main
+from rlgen.types import CrystalError
+
+
+def run(config: Any) -> None:
+    policy, prompts = CrystalPolicy.load(config.policy)
+    policy.to(device_of(config.device))
+    rng = np.random.default_rng(config.seed)
+    # What is not asked for follows the training data; what is, overrides it.
+    asked = dict(config.condition)
+    conditions = [{**drawn, **asked} for drawn in prompts.sample(config.n, rng)]
+    generator = torch.Generator(policy.device).manual_seed(config.seed)
+    started, crystals, kept = time.monotonic(), [], []
+    for start in track(range(0, config.n, config.batch), "sampling"):
+        part = conditions[start : start + config.batch]
+        rollout = sample(policy, part, generator, temperature=config.temperature)
+        crystals += decode(policy, rollout)
+        kept += rollout.logprobs.sum(1).tolist()
+    samples.write(config.output, crystals, {"condition": conditions, "logprob": kept})
+    failed = sum(isinstance(c, CrystalError) for c in crystals)
+    print(f"{config.n} samples, {config.n - failed} crystals, {config.n / (time.monotonic() - started):.0f} per second\n"
+          f"{config.output}: cif/, samples.extxyz, samples.parquet\n"
+          f"next: python -m rlgen.evaluate input={config.output}")
+
+
+if __name__ == "__main__":
+    main("sample", run)
