@@ -80,7 +80,7 @@ class Block(nn.Module):
     def __init__(self, config: PolicyConfig):
         super().__init__()
         d, f = config.hidden_size, config.intermediate_size
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.dropout = config.heads, nn.Dropout(config.dropout)
         self.attention_norm, self.mlp_norm = nn.RMSNorm(d, eps=1e-6), nn.RMSNorm(d, eps=1e-6)
         self.qkv, self.out = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d, bias=False)
         self.gate_up, self.down = nn.Linear(d, 2 * f, bias=False), nn.Linear(f, d, bias=False)
@@ -97,9 +97,9 @@ class Block(nn.Module):
             q, k, v = q.float(), k.float(), v.float()
         # With a cache either the whole prompt is new (causal) or a single token is (which sees everything).
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=t > 1)
-        x = x + F.dropout(self.out(attended.to(x.dtype).transpose(1, 2).reshape(b, t, d)), self.dropout, self.training)
+        x = x + self.dropout(self.out(attended.to(x.dtype).transpose(1, 2).reshape(b, t, d)))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
-        return x + F.dropout(self.down(F.silu(gate) * up), self.dropout, self.training)
+        return x + self.dropout(self.down(F.silu(gate) * up))
 
 
 class CrystalPolicy(PreTrainedModel):

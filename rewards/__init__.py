@@ -50,7 +50,8 @@ def make(name: str, **params: Any) -> Reward:
     if unknown:
         have = f"it has {', '.join(fields)}" if fields else "it has none"
         raise UserError(f"reward {name!r} has no parameter {', '.join(unknown)}; {have}")
-    return cls(**params)
+    reward: Any = cls(**params)
+    return reward
 
 
 def __getattr__(name: str) -> Any:

@@ -144,7 +144,13 @@ def load(verb: str, arguments: Sequence[str] | None = None) -> Any:
     for argument in arguments:
         if "=" not in argument:
             raise UserError(f"{argument!r} is not key=value; see python -m rlgen.{verb} --help")
-    return _compose(verb, [_shorthand(verb, a) for a in arguments])
+    pairs = [tuple(argument.split("=", 1)) for argument in arguments]
+    groups = _groups(verb)
+    config = _compose(verb, [_option(groups, key, value) for key, value in pairs if key in groups])
+    for key, value in pairs:
+        if key not in groups:
+            _set(config, verb, "reward.expression" if key == "reward" else key, value)
+    return _complete(verb, config)
 
 
 def known_keys(verb: str) -> list[str]:
@@ -168,57 +174,54 @@ def _groups(verb: str) -> dict[str, list[str]]:
     return {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in sorted(CONFIGS.iterdir()) if p.name in names}
 
 
-def _shorthand(verb: str, argument: str) -> str:
-    """`reward=EXPRESSION` means `reward.expression=EXPRESSION`; options of groups are checked here, with their list."""
-    key, value = argument.split("=", 1)
-    if key == "reward" and "reward" in {f.name for f in fields(SCHEMAS[verb])}:
-        return f"reward.expression={_quoted(value)}"
-    options = _groups(verb).get(key)
-    if options is not None:
-        if value not in options:
-            raise UserError(f"unknown {key}={value}; known: {', '.join(options)}")
-        return argument
-    known = known_keys(verb)
-    free = [k for k in known if key.startswith(f"{k}.")]  # e.g. condition.space_group under condition
-    if key not in known and not free:
-        close = difflib.get_close_matches(key, known, 1)
-        raise UserError(f"unknown key {key!r}{f'; did you mean {close[0]!r}?' if close else ''}\n"
-                        f"known keys: {', '.join(known)}")
-    # Values are plain text to the user; Hydra's grammar would trip over spaces, commas and brackets in paths.
-    plain = value == "" or value in ("null", "true", "false") or value.startswith(("[", "{")) or _is_number(value)
-    return f"{'++' if free else ''}{key}={value if plain else _quoted(value)}"
-
-
-def _is_number(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _quoted(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _option(groups: dict[str, list[str]], key: str, value: str) -> str:
+    if value not in groups[key]:
+        raise UserError(f"unknown {key}={value}; known: {', '.join(groups[key])}")
+    return f"{key}={value}"
 
 
 def _compose(verb: str, overrides: list[str]) -> Any:
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
+
+    ConfigStore.instance().store(name=f"{verb}_schema", node=SCHEMAS[verb])
+    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+        return compose(config_name=verb, overrides=overrides)
+
+
+def _set(config: Any, verb: str, key: str, value: str) -> None:
+    """Set one typed key, or a free one below a mapping (`reward.stability.mode`), from text."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    ConfigStore.instance().store(name=f"{verb}_schema", node=SCHEMAS[verb])
+    known = known_keys(verb)
+    free = any(key.startswith(f"{k}.") and OmegaConf.is_dict(OmegaConf.select(config, k)) for k in known)
+    if key not in known and not free:
+        close = difflib.get_close_matches(key, known, 1)
+        raise UserError(f"unknown key {key!r}{f'; did you mean {close[0]!r}?' if close else ''}\n"
+                        f"known keys: {', '.join(known)}")
     try:
-        with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-            config = compose(config_name=verb, overrides=overrides)
-        missing = OmegaConf.missing_keys(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        cause = error.__cause__ if error.__cause__ is not None else error
-        key = getattr(cause, "full_key", None)
-        raise UserError(f"{f'{key}: ' if key else ''}{str(cause).splitlines()[0]}") from error
+        OmegaConf.update(config, key, _value(value) if free else None if value == "null" else value, force_add=free)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}={value}: {str(error).splitlines()[0]}") from error
+
+
+def _value(text: str) -> Any:
+    """A number, true, false or null as such; anything else stays text (YAML would read the element No as false)."""
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            pass
+    return {"true": True, "false": False, "null": None}.get(text, text)
+
+
+def _complete(verb: str, config: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise UserError(f"{', '.join(sorted(missing))} must be given: python -m rlgen.{verb} {sorted(missing)[0]}=…")
+        raise UserError(f"{', '.join(missing)} must be given: python -m rlgen.{verb} {missing[0]}=…")
     return config
 
 

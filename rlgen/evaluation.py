@@ -94,7 +94,7 @@ def evaluate(
         }
     )
     valid = np.flatnonzero(judged["valid"])
-    chosen = [crystals[i] for i in valid]
+    chosen = [c for c, keep in zip(crystals, judged["valid"], strict=True) if keep and isinstance(c, Structure)]
     groups = duplicate_groups(chosen)
     judged["unique"] = False
     judged.loc[valid[np.unique(groups, return_index=True)[1]], "unique"] = True  # the first of each group

@@ -23,7 +23,7 @@ from policies.prompts import PromptTable
 from policies.sampler import decode, sample
 from rlgen import checkpoint, samples, tracking
 from rlgen.config import device_of, main, resumed
-from rlgen.evaluation import as_markdown, evaluate, table
+from rlgen.evaluation import as_dict, as_markdown, evaluate, table
 from rlgen.experience import Collector, Experience, make_rewards, resolve_energies
 from rlgen.memory import Memory
 from rlgen.reward_pool import RewardPool
@@ -76,7 +76,7 @@ def train_grpo(config: Any, policy: CrystalPolicy, collector: Collector, log: Ru
         collector.prompts.save(folder / "policy")
         checkpoint.save_state(folder / "memory", dict(collector.memory.crystals))
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("starting", total=config.steps, completed=first)
         for step in range(first + 1, config.steps + 1):
             t0 = time.monotonic()
@@ -110,7 +110,7 @@ def describe(experience: Experience) -> str:
     return "  ".join([*parts, f"valid {s['sample/valid']:.0%}", f"unique {s['sample/unique']:.0%}"])
 
 
-def _progress() -> Progress:
+def progress_bar() -> Progress:
     return Progress(TextColumn("finetune"), BarColumn(bar_width=20), TextColumn("{task.completed}/{task.total}"),
                     TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
                     console=Console(soft_wrap=True))
@@ -138,7 +138,7 @@ def compare(config: Any, trained: CrystalPolicy, prompts: PromptTable, log: Run)
         *(found[name].samples["e_above_hull"].to_numpy(float) for name in ("pretrained", "fine-tuned"))))
     (Path(config.output) / "before_after.md").write_text(report + "\n", encoding="utf-8")
     (Path(config.output) / "before_after.json").write_text(
-        json.dumps({name: e.as_dict() if hasattr(e, "as_dict") else {} for name, e in found.items()}, indent=1) + "\n",
+        json.dumps(as_dict(found), indent=1) + "\n",
         encoding="utf-8")
     Console().print(table(found))
 

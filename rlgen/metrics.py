@@ -99,7 +99,7 @@ def diversity(
         # Resampling samples that carry one label each is a multinomial draw of the labels' counts.
         counts = Counter(next(iter(sample)) for sample in labelled)
         shares = np.array([counts[label] for label in columns]) / n
-        parts = [rng.multinomial(n, shares, size=rows) for rows in _rows(len(shares), resamples)]
+        parts = [rng.multinomial(n, shares, size=rows).astype(float) for rows in _rows(len(shares), resamples)]
     else:
         carries = np.zeros((n, len(columns)))
         for row, sample in enumerate(labelled):
@@ -144,9 +144,9 @@ def _draws(n: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndar
 def _bootstrap(
     values: Sequence[float] | np.ndarray, statistic: Callable[..., np.ndarray], rng: np.random.Generator, resamples: int
 ) -> Estimate:
-    values = np.asarray(values, dtype=float)
-    values = values[np.isfinite(values)]
-    if len(values) == 0:
+    finite = np.asarray(values, dtype=float)
+    finite = finite[np.isfinite(finite)]
+    if len(finite) == 0:
         return NOTHING
-    drawn = np.concatenate([statistic(values[draws], axis=1) for draws in _draws(len(values), resamples, rng)])
-    return Estimate(float(statistic(values)), *_percentiles(drawn))
+    drawn = np.concatenate([statistic(finite[draws], axis=1) for draws in _draws(len(finite), resamples, rng)])
+    return Estimate(float(statistic(finite)), *_percentiles(drawn))

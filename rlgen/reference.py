@@ -49,21 +49,25 @@ def protostructure_label(structure: Structure, symprec: float = SYMPREC) -> str:
     groups the label names one, as a crystal and its mirror image have the same energy and count as one. Two polymorphs
     with the same positions occupied share a label. Never raises: "NaCl|unlabelled" where symmetry cannot be found.
     """
-    from pymatgen.analysis.prototypes import get_protostructure_label_from_moyopy
-
     # moyo may fail at one tolerance and succeed at a tighter one. Its errors are ValueError, and pyo3's PanicException,
     # a BaseException, on degenerate cells.
     for tolerance in (symprec, symprec / 10):
         try:
-            label = get_protostructure_label_from_moyopy(structure, raise_errors=True, symprec=tolerance)
+            label = _aflow_label(structure, tolerance)
             if int(label.split("_")[2]) in _LEFT_HANDED:
                 mirrored = Structure(-structure.lattice.matrix, structure.species, structure.frac_coords)
-                label = get_protostructure_label_from_moyopy(mirrored, raise_errors=True, symprec=tolerance)
+                label = _aflow_label(mirrored, tolerance)
             return label
         except BaseException as error:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
     return structure.composition.element_composition.reduced_formula + UNLABELLED
+
+
+def _aflow_label(structure: Structure, symprec: float) -> str:
+    from pymatgen.analysis.prototypes import get_protostructure_label_from_moyopy
+
+    return str(get_protostructure_label_from_moyopy(structure, raise_errors=True, symprec=symprec))
 
 
 def formula_key(numbers: Sequence[int] | np.ndarray) -> tuple[tuple[int, int], ...]:
@@ -144,7 +148,7 @@ class Reference:
 
     @staticmethod
     def load(name: str) -> Reference:
-        """Load "shipped:train", "shipped:all", or a data set of `rlgen.data.load`, with its split ("mp20:train") or not.
+        """Load "shipped:train", "shipped:all", or a data set of `rlgen.data`, with its split ("mp20:train") or without.
 
         A data set named without a split means all of it. Kept for the life of the process.
         """

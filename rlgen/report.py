@@ -78,8 +78,8 @@ def notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
     if len(set(sizes.values())) > 1:
         lines.append("diversities grow with the number of samples: these are not of equal numbers")
     lines += _each("energies", evaluations, _energy_note)
-    lines += _each("novel: not found by", evaluations, lambda one: one.notes["novelty"])
-    lines += _each("lost", evaluations, lambda one: ", ".join(f"{k} {n}" for k, n in one.failures.items()) or "none")
+    lines += _each("novel", evaluations, lambda one: f"not found by {one.notes['novelty']}")
+    lines += _each("lost", evaluations, lambda one: ", ".join(f"{n} × {k}" for k, n in one.failures.items()) or "none")
     return lines
 
 
@@ -92,8 +92,8 @@ def _each(what: str, evaluations: Mapping[str, Evaluation], say: Callable[[Evalu
     """One line if all evaluations say the same, else one for each."""
     said = {name: say(one) for name, one in evaluations.items()}
     if len(set(said.values())) == 1:
-        return [f"{what} {next(iter(said.values()))}"]
-    return [f"{what} ({name}) {text}" for name, text in said.items()]
+        return [f"{what}: {next(iter(said.values()))}"]
+    return [f"{what} ({name}): {text}" for name, text in said.items()]
 
 
 def _cells(evaluations: Mapping[str, Evaluation]) -> Iterable[tuple[str, list[str]]]:

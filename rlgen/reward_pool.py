@@ -15,7 +15,8 @@ from pymatgen.core import Structure
 from rewards.base import Reward
 from rewards.expression import Expression, parse
 from rewards.validity import Validity
-from rlgen.reward_workers import Measured, Payload, Task, Workers, measure, pack
+from rlgen.reward_measure import Measured, Payload, measure, pack
+from rlgen.reward_workers import Task, Workers
 from rlgen.types import Condition, CrystalError, RewardBreakdown, UserError
 
 
@@ -76,8 +77,8 @@ class RewardPool:
             raise ValueError(f"{count} crystals and {len(conditions)} conditions")
         before = Counter(self.counters)
         reasons = [str(c) if isinstance(c, CrystalError) else self._gate.check(c) for c in crystals]
-        valid = [i for i in range(count) if not reasons[i]]
-        payloads = {i: pack(crystals[i]) for i in valid}
+        payloads = {i: pack(c) for i, c in enumerate(crystals) if not reasons[i] and isinstance(c, Structure)}
+        valid = list(payloads)
         raw = np.full((count, len(self.rewards)), np.nan)
         status = np.where([bool(r) for r in reasons], "invalid", "ok").astype("<U7")
         problems: dict[int, dict[int, str]] = {i: {} for i in valid}

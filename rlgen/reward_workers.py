@@ -1,28 +1,24 @@
-"""Measuring crystals, and the Ray workers that do it: a queue of tasks, time limits, and replacing what is lost."""
+"""Ray workers that measure crystals: a queue of tasks, time limits, and replacing what is lost."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pymatgen.core import Element, Lattice, Structure
 
 from rewards.base import Reward
+from rlgen.reward_measure import Measured, Payload, measure
 from rlgen.types import Condition, UserError
 
 logger = logging.getLogger(__name__)
-
-#: One crystal on its way to a worker: lattice (3, 3) Å, atomic numbers (N,), fractional coordinates (N, 3). A pickled
-#: Structure is four times as large and costs 17 times as much.
-Payload = tuple[np.ndarray, np.ndarray, np.ndarray]
-#: What one reward measured: raw (n,), why a value is NaN (n), whether an exception or a lost worker is to blame (n,).
-Measured = tuple[np.ndarray, list[str], np.ndarray]
 
 #: One thread per worker: two spinning thread pools on the same cores stall each other for minutes.
 _WORKER_ENV = {
@@ -30,51 +26,6 @@ _WORKER_ENV = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
 }
-
-
-def pack(structure: Structure) -> Payload:
-    """A crystal as arrays."""
-    numbers = np.array(structure.atomic_numbers, dtype=np.int16)
-    return np.array(structure.lattice.matrix), numbers, np.array(structure.frac_coords)
-
-
-def unpack(payload: Payload) -> Structure:
-    """The crystal of the arrays, without oxidation states or site properties."""
-    lattice, numbers, frac = payload
-    return Structure(Lattice(lattice), [Element.from_Z(int(z)) for z in numbers], frac)
-
-
-def measure(rewards: Sequence[Reward], payloads: Sequence[Payload], conditions: Sequence[Condition]) -> list[Measured]:
-    """Every reward on the same crystals. Runs in a worker, or in-process when there are none."""
-    structures = [unpack(p) for p in payloads]
-    return [_measure_one(reward, structures, conditions) for reward in rewards]
-
-
-def _measure_one(reward: Reward, structures: list[Structure], conditions: Sequence[Condition]) -> Measured:
-    n = len(structures)
-    try:
-        if hasattr(reward, "measure_with_reasons"):
-            values, reasons = reward.measure_with_reasons(structures, conditions)
-        else:
-            values, reasons = reward.measure(structures, conditions), [""] * n
-        raw = np.array(values, dtype=float)
-        if raw.shape != (n,) or len(reasons) != n:
-            raise ValueError(f"measured {raw.shape} values and {len(reasons)} reasons for {n} crystals")
-    except UserError:
-        raise
-    except Exception as error:  # whatever a user's reward throws costs its crystal the score, not the run
-        if n == 1 or not reward.per_sample:
-            return np.full(n, np.nan), [f"{type(error).__name__}: {error}"] * n, np.ones(n, dtype=bool)
-        singles = [_measure_one(reward, [s], [c]) for s, c in zip(structures, conditions, strict=True)]
-        return (
-            np.concatenate([s[0] for s in singles]),
-            [reason for s in singles for reason in s[1]],
-            np.concatenate([s[2] for s in singles]),
-        )
-    bad = ~np.isfinite(raw)
-    reasons = [(r or f"measured {v}") if b else "" for r, v, b in zip(reasons, raw, bad, strict=True)]
-    raw[bad] = np.nan
-    return raw, reasons, np.zeros(n, dtype=bool)
 
 
 class Worker:
@@ -149,11 +100,17 @@ class Workers:
                 logging_level=logging.ERROR,
                 object_store_memory=100 * 1024**2,
             )
-        env = {**_WORKER_ENV, **{k: v for k, v in os.environ.items() if k.startswith("RLGEN_")}}
+        # Ray tells workers the script's folder, not the rest of the path: a user's own reward would not be found.
+        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        env = {**_WORKER_ENV, "PYTHONPATH": path, **{k: v for k, v in os.environ.items() if k.startswith("RLGEN_")}}
         # max_restarts=0: a worker's replacement is ours to count and to warm up. num_cpus=0 in a Ray that somebody else
         # started, where asking for more than is free would wait for ever.
-        options = {"num_cpus": 1 if self._owns_ray else 0, "max_restarts": 0, "runtime_env": {"env_vars": env}}
-        self._actor = ray.remote(**options)(Worker)
+        options: dict[str, Any] = {
+            "num_cpus": 1 if self._owns_ray else 0,
+            "max_restarts": 0,
+            "runtime_env": {"env_vars": env},
+        }
+        self._actor: Any = ray.remote(**options)(Worker)
         self._rewards = ray.put(list(rewards))
         self._slots = [self._spawn() for _ in range(count)]
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,9 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.io.cif import CifWriter
 
 from rlgen.types import CrystalError, FailureKind, UserError
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 TABLE = "samples.parquet"
 FRAMES = "samples.extxyz"
@@ -55,12 +58,12 @@ def frame(crystals: Sequence[Crystal], columns: Mapping[str, Sequence[Any] | np.
     """The table (B rows): `index`, `cif` (null if undecodable), `formula`, `error` ("kind: message"), `columns`."""
     table: dict[str, Any] = {
         "index": np.arange(len(crystals)),
-        "cif": pd.array([to_cif(c) if isinstance(c, Structure) else None for c in crystals], dtype="string"),
-        "formula": pd.array(
-            [c.composition.reduced_formula if isinstance(c, Structure) else None for c in crystals], dtype="string"
-        ),
-        "error": pd.array([str(c) if isinstance(c, CrystalError) else None for c in crystals], dtype="string"),
+        "cif": [to_cif(c) if isinstance(c, Structure) else None for c in crystals],
+        "formula": [c.composition.reduced_formula if isinstance(c, Structure) else None for c in crystals],
+        "error": [str(c) if isinstance(c, CrystalError) else None for c in crystals],
     }
+    # Typed, or a column without any value would have another type than the same column of the next step.
+    table |= {name: pd.array(table[name], dtype="string") for name in ("cif", "formula", "error")}
     for name, values in (columns or {}).items():
         if name in table:
             raise ValueError(f"the column {name!r} is the samples table's own")
@@ -129,7 +132,7 @@ def to_cif(structure: Structure) -> str:
 
 def from_cif(text: str) -> Crystal:
     """One crystal from a CIF, or why there is none."""
-    return _parse(lambda: Structure.from_str(text, fmt="cif"))
+    return _parse(lambda cif: Structure.from_str(cif, fmt="cif"), text)
 
 
 def _write_frames(path: Path, crystals: Sequence[Crystal]) -> None:
@@ -159,7 +162,7 @@ def _read_folder(folder: Path) -> SampleTable:
         return _read_table(folder / TABLE)
     files = sorted((file for file in folder.iterdir() if _is_crystal_file(file)), key=_natural)
     if files:
-        return SampleTable([_parse(lambda file=file: _structure_from(file)) for file in files], [f.stem for f in files])
+        return SampleTable([_parse(_structure_from, file) for file in files], [f.stem for f in files])
     if (folder / FOLDER).is_dir():
         return _read_folder(folder / FOLDER)
     single = [file for file in folder.iterdir() if file.suffix.lower() in (*_FRAMES, *_TABLES)]
@@ -173,10 +176,10 @@ def _read_file(file: Path) -> SampleTable:
     if suffix in _TABLES:
         return _read_table(file)
     if suffix in _FRAMES:
-        crystals = [_parse(lambda chunk=chunk: _structure_from_frame(chunk)) for chunk in _frames(file)]
+        crystals = [_parse(_structure_from_frame, chunk) for chunk in _frames(file)]
         return SampleTable(crystals, [f"{file.stem}-{i}" for i in range(len(crystals))])
     if _is_crystal_file(file):
-        return SampleTable([_parse(lambda: _structure_from(file))], [file.stem])
+        return SampleTable([_parse(_structure_from, file)], [file.stem])
     raise UserError(f"{file}: unknown kind of file (known: {', '.join([*_TABLES, *_FRAMES, *_FILES])})")
 
 
@@ -206,7 +209,9 @@ def _stored_error(error: Any) -> CrystalError:
     if not isinstance(error, str) or not error:
         return CrystalError("parse", "no CIF in this row")
     kind, separator, message = error.partition(": ")
-    return CrystalError(kind, message) if separator and kind in get_args(FailureKind) else CrystalError("parse", error)
+    if separator and kind in get_args(FailureKind):
+        return CrystalError(cast(FailureKind, kind), message)
+    return CrystalError("parse", error)
 
 
 def _structure_from(file: Path) -> Structure:
@@ -238,15 +243,15 @@ def _structure_from_frame(chunk: str | CrystalError) -> Structure:
 
     if isinstance(chunk, CrystalError):
         raise chunk
-    atoms = read_atoms(io.StringIO(chunk), format="extxyz")
+    atoms = cast("Atoms", read_atoms(io.StringIO(chunk), format="extxyz"))
     if atoms.cell.rank < 3:
         raise CrystalError("geometry", "the frame has no three-dimensional cell")
     return AseAtomsAdaptor.get_structure(atoms)
 
 
-def _parse(parse: Callable[[], Structure]) -> Crystal:
+def _parse(parse: Callable[[Any], Structure], source: Any) -> Crystal:
     try:
-        return _checked(parse())
+        return _checked(parse(source))
     except CrystalError as error:
         return error
     except Exception as error:  # a parser may raise anything on a broken file, and the sample must stay in the table

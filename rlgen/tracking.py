@@ -172,7 +172,7 @@ def energy_histogram(before: Sequence[float], after: Sequence[float] | None = No
         if energies is not None:
             values = np.asarray(energies, dtype=float)
             values = np.clip(values[np.isfinite(values)], bins[0], bins[-1])
-            axes.hist(values, bins, alpha=0.6, label=f"{label} ({len(values)})", color=colour)
+            axes.hist(values, list(bins), alpha=0.6, label=f"{label} ({len(values)})", color=colour)
     axes.axvline(0.1, color="black", linewidth=0.8, linestyle="--")
     axes.set(xlabel="energy above hull (eV/atom)", ylabel="crystals")
     axes.legend(frameon=False)

@@ -61,7 +61,7 @@ def test_energies_above_the_hull(judged):
     above, written = judged.samples["e_above_hull"], judged.samples["e_above_hull_written"]
     assert above[0] == pytest.approx(0, abs=0.02) and above[2] == pytest.approx(above[0], abs=0.005)
     assert above[4] > evaluation.METASTABLE
-    assert above[5] < 0.05 and written[5] > above[5] + 0.05  # relaxation brings it back
+    assert above[5] < 0.05 and written[5] > above[5] + 0.02  # relaxation brings it back
     assert above[[1, 3]].isna().all() and written[[1, 3]].isna().all()
     assert judged.summary["metastable"].value == pytest.approx(3 / 6)
     assert judged.notes["scale"].startswith("chgnet")

@@ -1,0 +1,69 @@
+"""Rewards measured on crystals that travel as arrays. Workers and the in-process pool run this same code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from pymatgen.core import Element, Lattice, Structure
+
+from rewards.base import Reward
+from rlgen.types import Condition, UserError
+
+#: One crystal on its way to a worker: lattice (3, 3) Å, atomic numbers (N,), fractional coordinates (N, 3). A pickled
+#: Structure is four times as large and costs 17 times as much.
+Payload = tuple[np.ndarray, np.ndarray, np.ndarray]
+#: What one reward measured: raw (n,), why a value is NaN (n), whether an exception or a lost worker is to blame (n,).
+Measured = tuple[np.ndarray, list[str], np.ndarray]
+
+
+def pack(structure: Structure) -> Payload:
+    """A crystal as arrays."""
+    numbers = np.array(structure.atomic_numbers, dtype=np.int16)
+    return np.array(structure.lattice.matrix), numbers, np.array(structure.frac_coords)
+
+
+def unpack(payload: Payload) -> Structure:
+    """The crystal of the arrays, without oxidation states or site properties."""
+    lattice, numbers, frac = payload
+    return Structure(Lattice(lattice), [_element(int(z)) for z in numbers], frac)
+
+
+@cache
+def _element(number: int) -> Element:
+    # from_Z searches the table anew each time, which would be most of the cost of a crystal.
+    return Element.from_Z(number)
+
+
+def measure(rewards: Sequence[Reward], payloads: Sequence[Payload], conditions: Sequence[Condition]) -> list[Measured]:
+    """Every reward on the same crystals. Runs in a worker, or in-process when there are none."""
+    structures = [unpack(p) for p in payloads]
+    return [_measure_one(reward, structures, conditions) for reward in rewards]
+
+
+def _measure_one(reward: Reward, structures: list[Structure], conditions: Sequence[Condition]) -> Measured:
+    n = len(structures)
+    try:
+        if hasattr(reward, "measure_with_reasons"):
+            values, reasons = reward.measure_with_reasons(structures, conditions)
+        else:
+            values, reasons = reward.measure(structures, conditions), [""] * n
+        raw = np.array(values, dtype=float)
+        if raw.shape != (n,) or len(reasons) != n:
+            raise ValueError(f"measured {raw.shape} values and {len(reasons)} reasons for {n} crystals")
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's reward throws costs its crystal the score, not the run
+        if n == 1 or not reward.per_sample:
+            return np.full(n, np.nan), [f"{type(error).__name__}: {error}"] * n, np.ones(n, dtype=bool)
+        singles = [_measure_one(reward, [s], [c]) for s, c in zip(structures, conditions, strict=True)]
+        return (
+            np.concatenate([s[0] for s in singles]),
+            [reason for s in singles for reason in s[1]],
+            np.concatenate([s[2] for s in singles]),
+        )
+    bad = ~np.isfinite(raw)
+    reasons = [(r or f"measured {v}") if b else "" for r, v, b in zip(reasons, raw, bad, strict=True)]
+    raw[bad] = np.nan
+    return raw, reasons, np.zeros(n, dtype=bool)
