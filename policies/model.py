@@ -93,10 +93,13 @@ class Block(nn.Module):
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        if x.device.type == "cpu":  # bfloat16 attention has a backward pass a third as fast there as float32
-            q, k, v = q.float(), k.float(), v.float()
         # With a cache either the whole prompt is new (causal) or a single token is (which sees everything).
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=t > 1)
+        if x.device.type == "cpu":
+            # The backward pass of attention takes three times as long there in bfloat16 as in float32.
+            with torch.autocast("cpu", enabled=False):
+                attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=t > 1)
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=t > 1)
         x = x + self.dropout(self.out(attended.to(x.dtype).transpose(1, 2).reshape(b, t, d)))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
         return x + self.dropout(self.down(F.silu(gate) * up))
@@ -170,7 +173,9 @@ class CrystalPolicy(PreTrainedModel):
 
     def head(self, hidden: torch.Tensor, legal: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
         """Logits over the legal tokens, -inf elsewhere, divided by the temperature, in float32."""
-        logits = F.linear(hidden, self.embed.weight).float() / temperature
+        logits = F.linear(hidden, self.embed.weight).float()
+        if temperature != 1.0:
+            logits = logits / temperature
         return logits.masked_fill(~legal, float("-inf"))
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,

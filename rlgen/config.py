@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -145,6 +146,9 @@ def load(verb: str, arguments: Sequence[str] | None = None) -> Any:
         if "=" not in argument:
             raise UserError(f"{argument!r} is not key=value; see python -m rlgen.{verb} --help")
     pairs = [tuple(argument.split("=", 1)) for argument in arguments]
+    others = [key for key, _ in pairs if key != "resume"]
+    if others and any(key == "resume" and value != "null" for key, value in pairs):
+        raise UserError(f"resume= goes on with the run's own settings: leave out {', '.join(others)}")
     groups = _groups(verb)
     config = _compose(verb, [_option(groups, key, value) for key, value in pairs if key in groups])
     for key, value in pairs:
@@ -241,7 +245,7 @@ def _help(verb: str) -> str:
 def resumed(config: Any) -> tuple[Any, Path | None]:
     """The settings to run with and the checkpoint to go on from, None for a new run.
 
-    `resume=DIR` takes a run's own settings, but for those of where and how it runs. UserError if there is no run.
+    `resume=DIR` takes a run's own settings, wherever the run has been moved. UserError if there is no run.
     """
     from omegaconf import OmegaConf
 
@@ -275,6 +279,9 @@ def device_of(name: str) -> torch.device:
 
 def main(verb: str, run: Any) -> None:
     """Load settings and run an entry point; the user's mistakes end it with one clear message and exit code 2."""
+    # pymatgen warns of each element without an electronegativity and of its own use of a deprecated gcd.
+    warnings.filterwarnings("ignore", message="No Pauling electronegativity")
+    warnings.filterwarnings("ignore", message="gcd is deprecated")
     try:
         run(load(verb))
     except UserError as error:

@@ -21,6 +21,7 @@ from policies.representations import make
 from rlgen.data import Record, cache_dir
 from rlgen.data.cache import write_aside
 from rlgen.data.progress import bar
+from rlgen.reference import safe_symprec
 from rlgen.types import CrystalError, UserError
 
 #: Raise when what is cached for a crystal changes.
@@ -155,8 +156,9 @@ def _encode_chunk(task: tuple[str, dict[str, Any], Sequence[Record]]
 
 def space_group(lattice: Any, frac_coords: Any, numbers: Any) -> int:
     """International number at `LABEL_SYMPREC`. Raises CrystalError("symmetry") where none is found."""
+    symprec = safe_symprec(np.asarray(lattice), LABEL_SYMPREC)
     cell = moyopy.Cell(np.asarray(lattice).tolist(), np.asarray(frac_coords).tolist(), [int(z) for z in numbers])
     try:
-        return moyopy.MoyoDataset(cell, symprec=LABEL_SYMPREC).number
+        return moyopy.MoyoDataset(cell, symprec=symprec).number
     except Exception as error:  # moyopy raises a bare exception type of its Rust core
-        raise CrystalError("symmetry", f"no space group at {LABEL_SYMPREC} Å: {error}") from error
+        raise CrystalError("symmetry", f"no space group at {symprec} Å: {error}") from error

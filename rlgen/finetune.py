@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
@@ -24,8 +23,9 @@ from policies.sampler import decode, sample
 from rlgen import checkpoint, samples, tracking
 from rlgen.config import device_of, main, resumed
 from rlgen.evaluation import as_dict, as_markdown, evaluate, table
-from rlgen.experience import Collector, Experience, make_rewards, resolve_energies
+from rlgen.experience import Collector, make_rewards, resolve_energies
 from rlgen.memory import Memory
+from rlgen.progress import describe, log_step, progress_bar
 from rlgen.reward_pool import RewardPool
 from rlgen.tracking import Run
 from rlgen.types import UserError
@@ -91,29 +91,6 @@ def train_grpo(config: Any, policy: CrystalPolicy, collector: Collector, log: Ru
                 checkpoint.save(config.output, step, save)
             progress.update(task, completed=step, description=describe(experience))
     return policy
-
-
-def log_step(log: Run, step: int, experience: Experience, stats: dict[str, float]) -> None:
-    """Scalars and every sample of a step; every tenth step also a picture of the crystal that earned most."""
-    log.log_scalars(step, experience.scalars | stats)
-    log.log_samples(step, experience.crystals, tracking.breakdown_columns(experience.breakdown))
-    best = int(np.argmax(experience.rewards))
-    if step % 10 == 0 and experience.rewards[best] > 0:
-        log.log_figure(step, "crystals/best", tracking.crystal_picture(experience.crystals[best]))
-
-
-def describe(experience: Experience) -> str:
-    """The rewards of a step, short enough for a progress bar."""
-    s = experience.scalars
-    parts = [f"reward {s['reward/learned']:.3f}"]
-    parts += [f"{name} {s[f'reward/{name}']:.2f}" for name in experience.breakdown.names]
-    return "  ".join([*parts, f"valid {s['sample/valid']:.0%}", f"unique {s['sample/unique']:.0%}"])
-
-
-def progress_bar() -> Progress:
-    return Progress(TextColumn("finetune"), BarColumn(bar_width=20), TextColumn("{task.completed}/{task.total}"),
-                    TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
-                    console=Console(soft_wrap=True))
 
 
 def compare(config: Any, trained: CrystalPolicy, prompts: PromptTable, log: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,19 @@ _SPLITS = ("train", "val", "test", "all")
 logging.getLogger("moyo").setLevel(logging.ERROR)
 
 
+def safe_symprec(lattice: np.ndarray, symprec: float) -> float:
+    """The tolerance (Å), tightened for a cell (3, 3; Å) in which it would let a short vector be added to a long one.
+
+    Adding a to c lengthens it by up to a²/2c only. Where that is within the tolerance, moyo finds so many candidates
+    for rotations that it fills the memory (seen with a = 1.3, c = 51 and 0.2 Å).
+    """
+    import spglib
+
+    niggli = spglib.niggli_reduce(lattice, eps=1e-5)
+    lengths = np.linalg.norm(lattice if niggli is None else niggli, axis=1)
+    return min(symprec, float(lengths.min() ** 2 / (2 * lengths.max())))
+
+
 def protostructure_label(structure: Structure, symprec: float = SYMPREC) -> str:
     """Formula, Pearson symbol, space group, occupied Wyckoff positions, and elements, as in "AB_cF8_225_a_b:Cl-Na".
 
@@ -51,6 +65,7 @@ def protostructure_label(structure: Structure, symprec: float = SYMPREC) -> str:
     """
     # moyo may fail at one tolerance and succeed at a tighter one. Its errors are ValueError, and pyo3's PanicException,
     # a BaseException, on degenerate cells.
+    symprec = safe_symprec(structure.lattice.matrix, symprec)
     for tolerance in (symprec, symprec / 10):
         try:
             label = _aflow_label(structure, tolerance)

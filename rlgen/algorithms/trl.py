@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from transformers import GenerationConfig, PreTrainedTokenizerFast, TrainerCallback
+from transformers import GenerationConfig, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
 from policies.model import CrystalPolicy
 from rlgen.config import device_of
 from rlgen.experience import Collector, Experience
+from rlgen.progress import describe, log_step, progress_bar
 from rlgen.tracking import Run
 from rlgen.types import UserError
 
@@ -51,7 +52,6 @@ def arguments(config: Any, policy: CrystalPolicy) -> Any:
         "max_grad_norm": c.max_grad_norm, "max_completion_length": policy.representation.max_length,
         "disable_dropout": True, "gradient_checkpointing": False, "bf16": False, "save_strategy": "no",
         "logging_steps": 1, "report_to": [], "disable_tqdm": True, "remove_unused_columns": False,
-        "use_cpu": device_of(config.device).type == "cpu", "fused_lm_head": False,
     }
     settings |= OmegaConf.to_container(c.trl)
     if "beta" in settings:
@@ -102,6 +102,7 @@ def make_trainer(config: Any, policy: CrystalPolicy, collector: Collector, done:
     trainer = Trainer(model=policy, reward_funcs=[reward], args=arguments(config, policy), callbacks=[Tell()],
                       train_dataset=Dataset.from_dict({"prompt": [""] * config.batch}),
                       processing_class=tokenizer(policy), rollout_func=rollout)
+    trainer.remove_callback(PrinterCallback)
     # TRL would reload the reference from the hub by name: ours is a copy of the policy as it is now.
     trainer.beta = config.algorithm.kl
     trainer.ref_model = copy.deepcopy(policy).eval().requires_grad_(False).to(trainer.accelerator.device)
@@ -110,8 +111,6 @@ def make_trainer(config: Any, policy: CrystalPolicy, collector: Collector, done:
 
 def train(config: Any, policy: CrystalPolicy, collector: Collector, log: Run, last: Path | None) -> CrystalPolicy:
     """`config.steps` steps of TRL's GRPO, logged like our own loop's."""
-    from rlgen.finetune import describe, log_step, progress_bar
-
     if last is not None:
         raise UserError("algorithm=trl runs cannot be resumed yet; algorithm=grpo runs can")
     with progress_bar() as progress:

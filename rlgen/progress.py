@@ -1,0 +1,32 @@
+"""What a run shows while it goes: a bar with the rewards, the scalars, the samples and pictures of the best crystals."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rlgen import tracking
+from rlgen.experience import Experience
+from rlgen.tracking import Run
+
+
+def log_step(log: Run, step: int, experience: Experience, stats: dict[str, float]) -> None:
+    """Scalars and every sample of a step; every tenth step also a picture of the crystal that earned most."""
+    log.log_scalars(step, experience.scalars | stats)
+    log.log_samples(step, experience.crystals, tracking.breakdown_columns(experience.breakdown))
+    best = int(np.argmax(experience.rewards))
+    if step % 10 == 0 and experience.rewards[best] > 0:
+        log.log_figure(step, "crystals/best", tracking.crystal_picture(experience.crystals[best]))
+
+
+def describe(experience: Experience) -> str:
+    """The rewards of a step, short enough for a progress bar."""
+    s = experience.scalars
+    parts = [f"reward {s['reward/learned']:.2f}"]
+    parts += [f"{name} {s[f'reward/{name}']:.2f}" for name in experience.breakdown.names]
+    return " ".join([*parts, f"valid {s['sample/valid']:.0%}"])
+
+
+def progress_bar() -> Progress:
+    return Progress(BarColumn(bar_width=10), TextColumn("{task.completed}/{task.total} {task.description}"),
+                    TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
