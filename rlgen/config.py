@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -140,7 +141,7 @@ def load(verb: str, arguments: Sequence[str] | None = None) -> Any:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if any(a in ("-h", "--help") for a in arguments):
-        print(_help(verb))
+        _show(_help(verb))
         raise SystemExit(0)
     for argument in arguments:
         if "=" not in argument:
@@ -211,7 +212,9 @@ def _set(config: Any, verb: str, key: str, value: str) -> None:
 
 
 def _value(text: str) -> Any:
-    """A number, true, false or null as such; anything else stays text (YAML would read the element No as false)."""
+    """A number, a [list], true, false or null as such; all else stays text (YAML would read the element No as false)."""
+    if text.startswith("[") and text.endswith("]"):
+        return [_value(part.strip()) for part in text[1:-1].split(",") if part.strip()]
     for read in (int, float):
         try:
             return read(text)
@@ -240,6 +243,13 @@ def _help(verb: str) -> str:
             text = (CONFIGS / group / f"{option}.yaml").read_text(encoding="utf-8").strip()
             lines += [f"  {group}={option}" if group != "reward" else "", *(f"    {line}" for line in text.splitlines())]
     return "\n".join(lines)
+
+
+def _show(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `--help | head`; Python would complain again when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def resumed(config: Any) -> tuple[Any, Path | None]:

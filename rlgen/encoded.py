@@ -160,5 +160,8 @@ def space_group(lattice: Any, frac_coords: Any, numbers: Any) -> int:
     cell = moyopy.Cell(np.asarray(lattice).tolist(), np.asarray(frac_coords).tolist(), [int(z) for z in numbers])
     try:
         return moyopy.MoyoDataset(cell, symprec=symprec).number
-    except Exception as error:  # moyopy raises a bare exception type of its Rust core
+    except BaseException as error:
+        # moyopy raises ValueError, and pyo3's PanicException, a BaseException, on degenerate cells.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise CrystalError("symmetry", f"no space group at {symprec} Å: {error}") from error

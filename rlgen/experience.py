@@ -18,7 +18,7 @@ from rlgen.memory import Memory
 from rlgen.metrics import exp_entropy
 from rlgen.reference import UNLABELLED, protostructure_label
 from rlgen.reward_pool import RewardPool
-from rlgen.types import CrystalError, RewardBreakdown, UserError
+from rlgen.types import CrystalError, RewardBreakdown
 
 
 @dataclass
@@ -59,8 +59,6 @@ class Collector:
     """Draws and scores. All randomness of a step follows from (seed, step), so that a resumed run is the same run."""
 
     def __init__(self, prompts: PromptTable, pool: RewardPool, memory: Memory, config: Any):
-        if config.batch % config.algorithm.group_size:
-            raise UserError(f"batch={config.batch} is no multiple of algorithm.group_size={config.algorithm.group_size}")
         self.prompts, self.pool, self.memory, self.config = prompts, pool, memory, config
 
     def draw(self, policy: CrystalPolicy, step: int) -> Rollout:

@@ -33,6 +33,8 @@ from rlgen.types import UserError
 
 def run(config: Any) -> None:
     config, last = resumed(config)
+    if config.batch % config.algorithm.group_size:
+        raise UserError(f"batch={config.batch} is no multiple of algorithm.group_size={config.algorithm.group_size}")
     resolve_energies(config)
     output, started = Path(config.output), time.monotonic()
     policy, prompts = CrystalPolicy.load(config.policy)

@@ -122,10 +122,8 @@ def test_trl_makes_the_same_loss_and_gradient(tmp_path):
     assert float(seen["loss/policy"]) == pytest.approx(stats["loss/policy"] + 0.3 * stats["policy/kl"], rel=1e-3)
     assert gradients["ours"].keys() == dict(ours.named_parameters()).keys()
     for name, gradient in gradients["ours"].items():
-        assert gradient.abs().max() > 1e-5, name
-        torch.testing.assert_close(gradients["theirs"][name], gradient, rtol=1e-3, atol=1e-6)
-    for name, value in theirs.state_dict().items():
-        torch.testing.assert_close(value, ours.state_dict()[name], rtol=1e-3, atol=2e-5)
+        assert gradient.norm() > 1e-4, name
+        assert (gradients["theirs"][name] - gradient).norm() < 1e-5 * gradient.norm(), name
 
 
 def test_prompts_follow_the_data():

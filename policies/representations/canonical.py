@@ -40,6 +40,8 @@ def canonical_cell(structure: Structure, symprec: float = SYMPREC) -> CanonicalC
     """
     if not structure.is_ordered:
         raise CrystalError("chemistry", "partly occupied sites cannot be written")
+    if not len(structure) or min(site.specie.Z for site in structure) < 1:
+        raise CrystalError("chemistry", "there is no atom, or one that is no element")
     lattice, frac, numbers = _primitive(structure, symprec)
     niggli = spglib.niggli_reduce(lattice, eps=1e-5)
     if niggli is None:
@@ -73,7 +75,10 @@ def _primitive(structure: Structure, symprec: float) -> tuple[np.ndarray, np.nda
     cell = moyopy.Cell(structure.lattice.matrix.tolist(), structure.frac_coords.tolist(), numbers)
     try:
         cell = moyopy.MoyoDataset(cell, symprec=symprec).prim_std_cell
-    except Exception as error:  # moyopy raises a bare exception type of its Rust core
+    except BaseException as error:
+        # moyopy raises ValueError, and pyo3's PanicException, a BaseException, on degenerate cells.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise CrystalError("symmetry", f"no symmetry found at {symprec} Å: {error}") from error
     return np.array(cell.basis), np.array(cell.positions), np.array(cell.numbers)
 

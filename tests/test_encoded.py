@@ -1,0 +1,153 @@
+"""Crystals as batches of tokens: every one once an epoch, the same after a resume, and none lost in silence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from conftest import CRYSTALS
+from pymatgen.core import Element, Lattice, Structure
+
+from policies.representations import make
+from rlgen import encoded
+from rlgen.data import Record
+from rlgen.encoded import Encoded, encode
+from rlgen.types import UserError
+
+ATOMS = make("atoms", max_atoms=20)
+
+
+@pytest.fixture
+def records() -> list[Record]:
+    """The built crystals at five sizes each."""
+    return [Record(f"{name} {scale}", Structure(Lattice(s.lattice.matrix * scale), s.species, s.frac_coords))
+            for scale in (0.96, 0.98, 1.0, 1.02, 1.04) for name, s in CRYSTALS.items()]  # fmt: skip
+
+
+@pytest.fixture
+def split(records) -> Encoded:
+    return encode(records, ATOMS)
+
+
+def test_every_crystal_is_written_in_order(records, split):
+    assert len(split) == len(records) == 50 and not split.failures
+    assert [ids.tolist() for ids in split.ids] == [ATOMS.encode(r.structure) for r in records]
+    assert split.atoms == sum(len(r.structure.get_primitive_structure()) for r in records)
+    expected = [{site.specie.Z for site in r.structure} for r in records]
+    assert [set(row[row > 0].tolist()) for row in split.prompts.elements] == expected
+    groups = [225, 227, 221, 194, 186, 152, 136, 62, 14, 1]
+    assert split.prompts.space_group.tolist() == groups * 5
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 50, 64])
+def test_an_epoch_is_every_crystal_once(split, size):
+    batches = split.batches(size, epoch=3, seed=1)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(50))
+    assert max(map(len, batches)) <= size and len(batches) == -(-50 // size)
+
+
+def test_batches_hang_on_seed_and_epoch_alone(split):
+    def plan(seed, epoch):
+        return [rows.tolist() for rows in split.batches(7, epoch, seed)]
+
+    assert plan(1, 0) == plan(1, 0)
+    assert plan(1, 0) != plan(1, 1) and plan(1, 0) != plan(2, 0)
+
+
+def test_batches_hold_crystals_of_similar_length(split):
+    lengths = np.array([len(ids) for ids in split.ids])
+    widths = [np.ptp(lengths[rows]) for rows in split.batches(5, 0, 0)]
+    assert np.mean(widths) < 0.3 * np.ptp(lengths)
+
+
+@pytest.mark.parametrize("start", [1, 6, 7, 8, 20])
+def test_batches_go_on_where_they_were(split, start):
+    whole = [rows.tolist() for rows in islice(split.epochs(8, 0), 30)]
+    rest = [rows.tolist() for rows in islice(split.epochs(8, 0, start), 30 - start)]
+    assert len(split.batches(8, 0, 0)) == 7 and rest == whole[start:]
+    assert whole[:7] != whole[7:14]
+
+
+def test_a_batch_is_prompt_crystal_and_padding(split):
+    rows = [0, 7, 9, 30]
+    ids, labels = split.batch(rows, ATOMS, np.random.default_rng(0), dropout=0.0)
+    p = ATOMS.prompt_length
+    assert ids.dtype == labels.dtype == torch.long
+    assert ids.shape == labels.shape == (4, p + max(len(split.ids[i]) for i in rows))
+    for row, i in enumerate(rows):
+        n = len(split.ids[i])
+        assert ids[row, p : p + n].tolist() == labels[row, p : p + n].tolist() == split.ids[i].tolist()
+        assert (ids[row, p + n :] == ATOMS.pad).all()
+        assert (labels[row, :p] == -100).all() and (labels[row, p + n :] == -100).all()
+
+
+def test_prompts_tell_the_truth(split):
+    seen: dict[int, set[str]] = {}
+    for seed in range(30):
+        ids, _ = split.batch(range(50), ATOMS, np.random.default_rng(seed), dropout=0.0)
+        for i, (_, group, atoms, element) in enumerate(ids[:, :4].tolist()):
+            assert group - ATOMS.first["space_group"] == split.prompts.space_group[i]
+            assert atoms - ATOMS.first["n_atoms"] == split.prompts.n_atoms[i]
+            seen.setdefault(i, set()).add(ATOMS.vocabulary[element])
+    # Each element of a crystal is asked for at times, and no other.
+    for i, row in enumerate(split.prompts.elements):
+        assert seen[i] == {Element.from_Z(int(z)).symbol for z in row if z}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.6, 1.0])
+def test_properties_are_left_out_at_the_given_rate(split, dropout):
+    rng = np.random.default_rng(0)
+    ids = torch.cat([split.batch(range(50), ATOMS, rng, dropout)[0][:, :4] for _ in range(40)])
+    unknown = torch.tensor([ATOMS.first[name] for name in ("space_group", "n_atoms", "element")])
+    missing = ids[:, 1:] == unknown
+    assert missing.double().mean(0).tolist() == pytest.approx([dropout] * 3, abs=0.04)
+    # One is left out whatever becomes of the others.
+    assert float(missing.all(1).double().mean()) == pytest.approx(dropout**3, abs=0.04)
+
+
+# The cache
+
+
+def test_the_second_time_is_read_from_the_cache(records, split, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("encoded anew")
+
+    monkeypatch.setattr(encoded, "_encode_all", forbidden)
+    again = encode(records, ATOMS)
+    assert [i.tolist() for i in again.ids] == [i.tolist() for i in split.ids]
+    for name in ("space_group", "n_atoms", "elements"):
+        first, second = getattr(split.prompts, name), getattr(again.prompts, name)
+        assert np.array_equal(first, second) and first.dtype == second.dtype
+    assert again.failures == split.failures
+    for others, representation in ((records[1:], ATOMS), (records[::-1], ATOMS), (records, make("atoms"))):
+        with pytest.raises(AssertionError, match="anew"):
+            encode(others, representation)
+
+
+def test_several_processes_write_the_same(records, split, monkeypatch, tmp_path):
+    monkeypatch.setenv("RLGEN_CACHE", str(tmp_path))
+    many = encode(records * 6, ATOMS, processes=2)  # more than the 256 that one process takes at a time
+    assert [i.tolist() for i in many.ids] == [i.tolist() for i in split.ids] * 6
+
+
+# What cannot be written
+
+SHORT = Record("short", Structure(Lattice.cubic(0.7), ["H"], [[0, 0, 0]]))
+LONG = Record("long", Structure(Lattice.orthorhombic(4, 5, 200), ["Na"], [[0, 0, 0]]))
+LARGE = Record("large", Structure(Lattice.cubic(20), ["H"] * 21, np.random.default_rng(0).random((21, 3))))
+
+
+def test_what_cannot_be_written_is_counted(records):
+    split = encode([SHORT, *records[:3], LARGE, *records[3:5], LONG], ATOMS)
+    assert split.failures == Counter(geometry=2, parse=1)
+    assert [i.tolist() for i in split.ids] == [ATOMS.encode(r.structure) for r in records[:5]]
+    assert encode([SHORT, *records[:3], LARGE, *records[3:5], LONG], ATOMS).failures == split.failures  # cached too
+
+
+def test_nothing_that_can_be_written_is_the_users_mistake():
+    for _ in range(2):  # the cached answer is as clear
+        with pytest.raises(UserError, match=r"none of 2 crystals can be written as atoms.*'geometry': 1"):
+            encode([SHORT, LARGE], ATOMS)

@@ -1,0 +1,188 @@
+"""The policy: one distribution inside the grammar, the same with a cache, from a folder, and by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import CRYSTALS, random_conditions, tiny_policy
+
+from policies.model import Cache, CrystalPolicy
+from policies.prompts import PromptTable
+from policies.representations import make
+from policies.sampler import sample
+from rlgen.config import CONFIGS
+from rlgen.types import UserError
+
+
+def batch(policy: CrystalPolicy, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (B, T) of built crystals under prompts that they answer in part, and labels of what follows the prompt."""
+    rep, rng = policy.representation, np.random.default_rng(seed)
+    rows = []
+    for structure in CRYSTALS.values():
+        written = rep.encode(structure)
+        known = {"n_atoms": len(rep.decode(written)), "element": structure.species[-1].symbol, "space_group": 1}
+        rows.append(torch.tensor(rep.prompt({k: v for k, v in known.items() if rng.random() < 0.5}) + written))
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=rep.pad)
+    labels = ids.masked_fill(ids == rep.pad, -100)
+    labels[:, : rep.prompt_length] = -100
+    return ids, labels
+
+
+def test_logits_are_minus_infinity_exactly_where_illegal(policy):
+    ids, _ = batch(policy)
+    logits = policy(ids).logits
+    legal = policy.representation.grammar.mask(ids)
+    assert logits.dtype == torch.float32 and not logits.isnan().any()
+    assert ((logits == -torch.inf) == ~legal).all()
+    assert logits.logsumexp(-1).isfinite().all()
+
+
+def test_logits_need_no_attention_mask(policy):
+    ids, _ = batch(policy)
+    length = int((ids[0] != policy.representation.pad).sum())
+    alone = policy(ids[:1, :length]).logits
+    assert torch.allclose(policy(ids, attention_mask=ids != 0).logits[:1, :length], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_loss_is_the_mean_negative_log_likelihood(policy, temperature):
+    ids, labels = batch(policy)
+    result = policy(ids, labels=labels, temperature=temperature)
+    logits = (policy.hidden(ids) @ policy.embed.weight.T).double()
+    by_hand = []
+    for row in range(len(ids)):
+        for t in range(policy.representation.prompt_length, ids.shape[1]):
+            if labels[row, t] == -100:
+                continue
+            legal = policy.representation.grammar.mask(ids[row : row + 1, :t])[0, -1]
+            weights = torch.where(legal, (logits[row, t - 1] / temperature).exp(), 0.0)
+            by_hand.append(-(weights[ids[row, t]] / weights.sum()).log())
+    assert len(by_hand) == int((labels != -100).sum())
+    assert float(result.loss) == pytest.approx(float(torch.stack(by_hand).mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_token_logprobs_and_entropies_by_hand(policy, temperature):
+    ids, _ = batch(policy)
+    p = policy.representation.prompt_length
+    logprobs, entropy = policy.token_logprobs(ids, temperature)
+    expected = policy(ids, temperature=temperature).logits.log_softmax(-1)[:, p - 1 : -1]
+    assert logprobs.shape == entropy.shape == (len(ids), ids.shape[1] - p)
+    assert torch.allclose(logprobs, expected.gather(2, ids[:, p:, None])[..., 0], atol=1e-5)
+    by_hand = torch.distributions.Categorical(logits=expected.double().clamp(min=-1e9)).entropy()
+    assert torch.allclose(entropy.double(), by_hand, atol=1e-5)
+    assert (entropy[ids[:, p:] == policy.representation.pad] == 0).all()
+
+
+def test_gradients_are_finite_and_reach_every_parameter(policy):
+    ids, labels = batch(policy)
+    policy.train()(ids, labels=labels).loss.backward()
+    logprobs, _ = policy.token_logprobs(ids)
+    logprobs.sum().backward()
+    for name, parameter in policy.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("chunks", [1, 4], ids=["from the first token", "after the prompt"])
+def test_hidden_states_with_a_cache_equal_those_without(policy, chunks):
+    ids, _ = batch(policy)
+    whole = policy.hidden(ids)
+    cache = Cache(policy.config, len(ids), ids.shape[1], policy.embed.weight)
+    steps = [ids[:, :chunks], *ids[:, chunks:].split(1, dim=1)]
+    pieces = torch.cat([policy.hidden(step, cache) for step in steps], dim=1)
+    assert (pieces - whole).abs().max() < 1e-5
+
+
+def test_later_tokens_do_not_change_earlier_ones(policy):
+    ids, _ = batch(policy)
+    changed = ids.clone()
+    changed[:, 20:] = 7
+    assert torch.equal(policy.hidden(ids)[:, :20], policy.hidden(changed)[:, :20])
+
+
+# On disk
+
+
+def test_a_folder_is_enough_to_sample(policy, tmp_path):
+    conditions = random_conditions(20, np.random.default_rng(0))
+    table = PromptTable.of([225, 2], [[11, 17], [3, 25, 8, 8]])
+    policy.save_pretrained(tmp_path / "policy")
+    table.save(tmp_path / "policy")
+    loaded, prompts = CrystalPolicy.load(str(tmp_path / "policy"))
+    draws = [sample(p, conditions, torch.Generator().manual_seed(3)) for p in (policy, loaded)]
+    assert torch.equal(draws[0].ids, draws[1].ids) and torch.equal(draws[0].logprobs, draws[1].logprobs)
+    assert loaded.representation.max_atoms == policy.representation.max_atoms == 20
+    for name in ("space_group", "n_atoms", "elements"):
+        assert np.array_equal(getattr(prompts, name), getattr(table, name))
+    written = [path for path in (tmp_path / "policy").rglob("*") if path.is_file()]
+    assert {path.suffix for path in written} == {".json", ".safetensors"}  # no pickle
+
+
+def test_another_version_of_the_representation_is_refused(policy, tmp_path):
+    policy.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings["representation_version"] = "0123456789abcdef"
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="0123456789abcdef.*pretrain anew"):
+        CrystalPolicy.from_pretrained(tmp_path)
+
+
+def test_the_version_tells_vocabularies_apart():
+    assert make("atoms", max_atoms=20).version == make("atoms", max_atoms=20).version
+    assert make("atoms", max_atoms=20).version != make("atoms", max_atoms=21).version
+
+
+def test_what_is_no_policy_is_the_users_mistake(policy, tmp_path):
+    with pytest.raises(UserError, match="no policy there"):
+        CrystalPolicy.load(str(tmp_path))
+    policy.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"prompts\.safetensors"):
+        CrystalPolicy.load(str(tmp_path))
+    with pytest.raises(UserError, match="known: atoms"):
+        make("molecules")
+
+
+# Sizes
+
+MILLIONS = {"tiny": 1, "compact": 3, "small": 5, "base": 42}
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "policy").glob("*.yaml")), ids=lambda file: file.stem)
+def test_policies_have_the_size_they_say(file: Path):
+    with torch.device("meta"):
+        policy = CrystalPolicy.create(make("atoms"), **yaml.safe_load(file.read_text()))
+    assert sum(p.numel() for p in policy.parameters()) == pytest.approx(MILLIONS[file.stem] * 1e6, rel=0.15)
+    assert f"About {MILLIONS[file.stem]} million parameters" in file.read_text()
+
+
+# What is asked of crystals
+
+
+def test_prompts_are_drawn_from_the_crystals():
+    table = PromptTable.of([225, 2], [[11, 17], [3, 25, 8, 8]])
+    drawn = table.sample(2000, np.random.default_rng(0))
+    assert {tuple(row.values()) for row in drawn} == {
+        (225, 2, "Na"), (225, 2, "Cl"), (2, 4, "Li"), (2, 4, "Mn"), (2, 4, "O")
+    }  # fmt: skip
+    share = np.mean([row["element"] == "O" for row in drawn if row["n_atoms"] == 4])
+    assert share == pytest.approx(1 / 3, abs=0.06)  # elements count alike, however many of the atoms are theirs
+    assert table.sample(50, np.random.default_rng(1)) == table.sample(50, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
+def test_a_part_of_the_properties_is_kept(keep):
+    table = PromptTable.of([225, 2], [[11, 17], [3, 25, 8, 8]])
+    drawn = table.sample(2000, np.random.default_rng(0), keep=keep)
+    for name in ("space_group", "n_atoms", "element"):
+        assert np.mean([name in row for row in drawn]) == pytest.approx(keep, abs=0.04)
+
+
+def test_the_seed_decides_the_weights():
+    first, again, other = (tiny_policy(seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not torch.equal(first["embed.weight"], other["embed.weight"])
