@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,8 @@ class Block(nn.Module):
         self.attention_norm, self.mlp_norm = nn.RMSNorm(d, eps=1e-6), nn.RMSNorm(d, eps=1e-6)
         self.qkv, self.out = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d, bias=False)
         self.gate_up, self.down = nn.Linear(d, 2 * f, bias=False), nn.Linear(f, d, bias=False)
-        self.out.ends_residual = self.down.ends_residual = True
+        for last in (self.out, self.down):
+            last.ends_residual = True  # type: ignore[assignment]  # a mark for _init_weights
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None, layer: int
                 ) -> torch.Tensor:
@@ -113,12 +114,15 @@ class CrystalPolicy(PreTrainedModel):
     """
 
     config_class = PolicyConfig
+    config: PolicyConfig
     base_model_prefix = "policy"
-    _no_split_modules = ("Block",)
+    _no_split_modules: ClassVar[list[str]] = ["Block"]  # type: ignore[misc]
     supports_gradient_checkpointing = False
 
     def __init__(self, config: PolicyConfig):
         super().__init__(config)
+        if config.hidden_size % (2 * config.heads):
+            raise UserError(f"hidden_size={config.hidden_size} must be a multiple of twice heads={config.heads}")
         self.representation = make(config.representation, **config.representation_parameters)
         if config.representation_version != self.representation.version:
             raise UserError(
@@ -147,7 +151,8 @@ class CrystalPolicy(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Embedding)
         self.embed = value
 
     def hidden(self, input_ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:

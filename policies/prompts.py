@@ -26,9 +26,9 @@ class PromptTable:
         return len(self.space_group)
 
     @classmethod
-    def of(cls, space_groups: Sequence[int], numbers: Sequence[Sequence[int]]) -> PromptTable:
+    def of(cls, space_groups: Sequence[int] | np.ndarray, numbers: Sequence[Sequence[int] | np.ndarray]) -> PromptTable:
         """From each crystal's space group and the atomic numbers in its primitive cell."""
-        sets = [sorted(set(n)) for n in numbers]
+        sets = [sorted({int(z) for z in n}) for n in numbers]
         elements = np.zeros((len(sets), max(map(len, sets))), np.uint8)
         for row, found in zip(elements, sets, strict=True):
             row[: len(found)] = found

@@ -44,6 +44,13 @@ class Stability:
         if min(self.width, self.floor, self.fmax) <= 0 or self.steps < 0:
             raise UserError("stability: width, floor and fmax must be above 0, and steps at least 0")
 
+    def warm_up(self) -> None:
+        """Load the potential and its hull."""
+        from rlgen.energies import load_potential
+        from rlgen.hull import Hull
+
+        Hull.load(load_potential(self.energy).scale)
+
     def measure(self, structures: Sequence[Structure], conditions: Sequence[Condition]) -> np.ndarray:
         """Energies above the hull (B,) eV/atom, NaN where there is none."""
         return self.measure_with_reasons(structures, conditions)[0]

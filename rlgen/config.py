@@ -130,6 +130,16 @@ class EvaluateConfig:
     seed: int = 0
 
 
+#: What a number may at least be, by the last part of its key; shares are also at most 1.
+LEAST: dict[str, float] = (
+    dict.fromkeys(("steps", "batch", "minibatch", "epochs", "n", "evaluate_every", "checkpoint_every", "patience",
+                   "samples", "hidden_size", "layers", "heads", "intermediate_size"), 1)
+    | dict.fromkeys(("seed", "threads", "workers", "warmup", "sample_every", "evaluate", "learning_rate",
+                     "weight_decay", "max_grad_norm", "relax_steps", "kl"), 0)
+    | {"group_size": 2, "temperature": 1e-3}
+)
+SHARES = ("decay", "dropout", "condition_dropout", "ema", "clip_low")
+
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig}
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -229,6 +239,12 @@ def _complete(verb: str, config: Any) -> Any:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(f"{', '.join(missing)} must be given: python -m rlgen.{verb} {missing[0]}=…")
+    for key in known_keys(verb):
+        value, name = OmegaConf.select(config, key), key.rpartition(".")[2]
+        if name in LEAST and not value >= LEAST[name]:  # not "<": NaN is refused too
+            raise UserError(f"{key}={value}: must be at least {LEAST[name]}")
+        if name in SHARES and not 0 <= value <= 1:
+            raise UserError(f"{key}={value}: must be between 0 and 1")
     return config
 
 
@@ -275,6 +291,15 @@ def resumed(config: Any) -> tuple[Any, Path | None]:
     return stored, last
 
 
+def plain(config: Any) -> dict[str, Any]:
+    """A mapping of the settings as a dict."""
+    from omegaconf import OmegaConf
+
+    container = OmegaConf.to_container(config)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
 def device_of(name: str) -> torch.device:
     """"auto" is the GPU where there is one."""
     import torch
@@ -282,9 +307,10 @@ def device_of(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device={name!r}; known: auto, cpu, cuda, cuda:0, …") from None
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={name!r} cannot be used ({reason}); known: auto, cpu, cuda, cuda:0, …") from None
 
 
 def main(verb: str, run: Any) -> None:

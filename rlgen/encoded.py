@@ -45,7 +45,7 @@ class Encoded:
     def atoms(self) -> int:
         return int(self.prompts.n_atoms.sum())
 
-    def batch(self, rows: Sequence[int], representation: Any, rng: np.random.Generator, dropout: float
+    def batch(self, rows: Sequence[int] | np.ndarray, representation: Any, rng: np.random.Generator, dropout: float
               ) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (B, T) with prompts, right-padded, and labels (B, T): -100 on the prompt and the padding.
 
@@ -88,6 +88,8 @@ def encode(records: Sequence[Record], representation: Any, *, processes: int | N
 
     What cannot be written is left out and counted by kind; UserError if nothing is left.
     """
+    if not len(records):
+        raise UserError("there are no crystals to write; a data set needs at least three, one of them to validate with")
     path = cache_dir() / "encoded" / f"{_key(records, representation)}.safetensors"
     if not path.exists():
         arrays = _encode_all(records, representation, processes or os.cpu_count() or 1)

@@ -14,6 +14,7 @@ from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.sampler import Rollout, decode, sample
 from rlgen import energies, tracking
+from rlgen.config import plain
 from rlgen.memory import Memory
 from rlgen.metrics import exp_entropy
 from rlgen.reference import UNLABELLED, protostructure_label
@@ -34,13 +35,11 @@ class Experience:
 
 def make_rewards(config: Any) -> tuple[list, Any]:
     """The rewards that `reward=` names, with their parameters from the settings, and the parsed expression."""
-    from omegaconf import OmegaConf
-
     from rewards import make
     from rewards.expression import parse
 
     expression = parse(config.reward.expression)
-    parameters = OmegaConf.to_container(config.reward)
+    parameters = plain(config.reward)
     parameters["stability"] = {"energy": config.energy} | parameters["stability"]
     train = "shipped:train" if config.data == "shipped" else f"{config.data}:train"
     parameters["novelty"] = {"reference": train} | parameters["novelty"]
@@ -76,7 +75,7 @@ class Collector:
         started = time.monotonic()
         crystals = decode(policy, rollout)
         breakdown = self.pool.score(crystals, rollout.conditions)
-        labels = [None if status == "invalid" else protostructure_label(crystal)
+        labels = [protostructure_label(crystal) if isinstance(crystal, Structure) and status != "invalid" else None
                   for crystal, status in zip(crystals, breakdown.status, strict=True)]
         discount = self.memory.discount(labels)
         breakdown.extra |= {"label": np.array(labels, dtype=object), "discount": discount,

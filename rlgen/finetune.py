@@ -101,9 +101,10 @@ def compare(config: Any, trained: CrystalPolicy, prompts: PromptTable, log: Run)
     conditions = prompts.sample(config.evaluate, rng)
     seed = int(rng.integers(2**62))
     pretrained, _ = CrystalPolicy.load(config.policy)
+    pretrained.to(trained.device)  # type: ignore[arg-type]
     known = "shipped:all" if config.data == "shipped" else config.data
     found = {}
-    for name, policy in (("pretrained", pretrained.to(trained.device)), ("fine-tuned", trained)):
+    for name, policy in (("pretrained", pretrained), ("fine-tuned", trained)):
         print(f"judging {config.evaluate} fresh crystals of the {name} policy")
         rollout = sample(policy, conditions, torch.Generator(policy.device).manual_seed(seed))
         crystals = decode(policy, rollout)

@@ -9,7 +9,6 @@ canonical on purpose). All randomness of a step follows from (seed, step), so th
 from __future__ import annotations
 
 import copy
-import json
 import math
 import shutil
 import signal
@@ -25,10 +24,14 @@ from policies.model import CrystalPolicy
 from policies.representations import make
 from policies.sampler import decode, sample
 from rlgen import checkpoint, data
-from rlgen.config import device_of, main, resumed
+from rlgen.config import device_of, main, plain, resumed
 from rlgen.encoded import Encoded, encode
 from rlgen.tracking import Run
 from rlgen.types import CrystalError, UserError
+
+
+#: Fresh samples behind the shares on a policy's card.
+CARD_SAMPLES = 1024
 
 
 def learning_rate(step: int, config: Any) -> float:
@@ -51,7 +54,8 @@ class Trainer:
     """The policy, its running average, the optimiser and the step they are at: all that a checkpoint keeps."""
 
     def __init__(self, policy: CrystalPolicy, config: Any, device: torch.device):
-        self.policy, self.config, self.device = policy.to(device), config, device
+        self.policy: CrystalPolicy = policy.to(device)  # type: ignore[arg-type]
+        self.config, self.device = config, device
         self.average = copy.deepcopy(self.policy).eval().requires_grad_(False)
         decayed = [p for p in policy.parameters() if p.ndim > 1]
         others = [p for p in policy.parameters() if p.ndim <= 1]
@@ -61,6 +65,7 @@ class Trainer:
         self.step = 0
         self.best = math.inf
         self.best_step = 0
+        self.seconds = 0.0  # spent training, over all resumes
         self.dtype = precision(config.precision, device)
 
     def update(self, train: Encoded, rows: np.ndarray) -> dict[str, float]:
@@ -90,7 +95,8 @@ class Trainer:
         self.policy.save_pretrained(folder / "policy")
         self.average.save_pretrained(folder / "average")
         checkpoint.save_state(folder / "state", {"optimiser": self.optimiser.state_dict(), "step": self.step,
-                                                 "best": self.best, "best_step": self.best_step})
+                                                 "best": self.best, "best_step": self.best_step,
+                                                 "seconds": self.seconds})
 
     def load(self, folder: Path) -> None:
         self.policy.load_state_dict(CrystalPolicy.from_pretrained(folder / "policy").state_dict())
@@ -98,6 +104,7 @@ class Trainer:
         state = checkpoint.load_state(folder / "state")
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
+        self.seconds = state["seconds"]
 
 
 @torch.no_grad()
@@ -169,7 +176,9 @@ def run(config: Any) -> None:
         task = progress.add_task("", total=config.steps, completed=trainer.step)
         batches = train.epochs(config.batch, config.seed, trainer.step)
         while trainer.step < config.steps and not ended:
+            began = time.monotonic()
             scalars = trainer.update(train, next(batches))
+            trainer.seconds += time.monotonic() - began
             step, tokens = trainer.step, tokens + int(scalars["pretrain/tokens"])
             scalars["time/tokens_per_second"] = tokens / (time.monotonic() - started)
             if step % config.evaluate_every == 0 or step == config.steps:
@@ -189,7 +198,7 @@ def run(config: Any) -> None:
                 checkpoint.save(output, step, trainer.save)
             shown = f"loss {scalars['pretrain/loss']:.3f}  best validation NLL {trainer.best:.2f} nats per crystal"
             progress.update(task, completed=step, description=shown)
-    _finish(config, trainer, train, val, device, time.monotonic() - started, ended)
+    _finish(config, trainer, train, val, device, reference, ended)
 
 
 def _keep_best(trainer: Trainer, train: Encoded, output: Path) -> None:
@@ -203,24 +212,49 @@ def _keep_best(trainer: Trainer, train: Encoded, output: Path) -> None:
     aside.rename(final)
 
 
-def _finish(config: Any, trainer: Trainer, train: Encoded, val: Encoded, device: torch.device, seconds: float,
+def _finish(config: Any, trainer: Trainer, train: Encoded, val: Encoded, device: torch.device, reference: Any,
             ended: str) -> None:
     """Measure the best policy on all of the validation split, write its card, and say where everything is."""
     output = Path(config.output)
     if ended == "interrupted":
         print(f"interrupted at step {trainer.step}: go on with python -m rlgen.pretrain resume={output}")
         return
-    best = CrystalPolicy.from_pretrained(output / "policy").to(device)
+    best = CrystalPolicy.from_pretrained(output / "policy").to(device)  # type: ignore[arg-type]
     per_crystal, per_atom = nll(best, val)
-    card = {"data": config.data, "crystals": len(train), "seed": config.seed, "steps": trainer.step,
-            "best_step": trainer.best_step, "minutes": round(seconds / 60, 1),
-            "parameters": sum(p.numel() for p in best.parameters()), "validation_nll_per_crystal": per_crystal,
-            "validation_nll_per_atom": per_atom, "torch": torch.__version__}
-    (output / "policy" / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    found = {"validation NLL (nats per crystal)": f"{per_crystal:.2f}",
+             "validation NLL (nats per atom)": f"{per_atom:.3f}"}
+    if reference is not None:
+        shares = sample_metrics(best, train, CARD_SAMPLES, reference, config.seed)
+        found |= {f"{name.split('/')[1]}, of {CARD_SAMPLES} samples": f"{value:.1%}" for name, value in shares.items()}
+    write_card(output / "policy", config, trainer, len(train), len(val), found)
     print(f"{ended or 'all steps done'}: validation NLL {per_crystal:.2f} nats per crystal, {per_atom:.3f} per atom "
           f"(all {len(val)} crystals, step {trainer.best_step})\n"
           f"policy:      {output / 'policy'}\nTensorBoard: tensorboard --logdir {output}\n"
           f"next:        python -m rlgen.finetune policy={output / 'policy'}")
+
+
+def write_card(folder: Path, config: Any, trainer: Trainer, crystals: int, held_out: int, found: dict[str, str]) -> None:
+    """README.md of a policy: how it was made, and what was measured of it."""
+    sizes = plain(config.policy)
+    recipe = {k: config[k] for k in ("steps", "batch", "learning_rate", "warmup", "decay", "weight_decay", "ema",
+                                     "max_grad_norm", "condition_dropout", "seed")}
+    recipe |= {f"policy.{k}": v for k, v in sizes.items()}
+    parameters = sum(p.numel() for p in trainer.policy.parameters())
+    text = f"""# A policy pretrained with rlgen
+
+| | |
+|---|---|
+| data | {config.data}: {crystals:,} crystals to learn from, {held_out:,} to validate on |
+| written as | {config.policy.representation}, version {trainer.policy.config.representation_version} |
+| parameters | {parameters:,} |
+| seed | {config.seed} |
+| steps | {trainer.step}; the weights are the running average at step {trainer.best_step} |
+| time | {trainer.seconds / 60:.0f} minutes of training on {trainer.device.type} in {str(trainer.dtype)[6:]}, torch {torch.__version__} |
+"""
+    text += "".join(f"| {name} | {value} |\n" for name, value in found.items())
+    text += "\nRecipe, for `python -m rlgen.pretrain`:\n\n```text\n"
+    text += "\n".join(f"{k}={v}" for k, v in {"data": config.data, **recipe}.items()) + "\n```\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

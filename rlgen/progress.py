@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from pymatgen.core import Structure
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rlgen import tracking
@@ -14,9 +15,9 @@ def log_step(log: Run, step: int, experience: Experience, stats: dict[str, float
     """Scalars and every sample of a step; every tenth step also a picture of the crystal that earned most."""
     log.log_scalars(step, experience.scalars | stats)
     log.log_samples(step, experience.crystals, tracking.breakdown_columns(experience.breakdown))
-    best = int(np.argmax(experience.rewards))
-    if step % 10 == 0 and experience.rewards[best] > 0:
-        log.log_figure(step, "crystals/best", tracking.crystal_picture(experience.crystals[best]))
+    best = experience.crystals[int(np.argmax(experience.rewards))]
+    if step % 10 == 0 and isinstance(best, Structure):
+        log.log_figure(step, "crystals/best", tracking.crystal_picture(best))
 
 
 def describe(experience: Experience) -> str:

@@ -18,7 +18,7 @@ from rlgen.types import CrystalError
 
 def run(config: Any) -> None:
     policy, prompts = CrystalPolicy.load(config.policy)
-    policy.to(device_of(config.device))
+    policy.to(device_of(config.device))  # type: ignore[arg-type]
     rng = np.random.default_rng(config.seed)
     # What is not asked for follows the training data; what is, overrides it.
     asked = dict(config.condition)

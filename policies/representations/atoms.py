@@ -117,7 +117,8 @@ class Atoms:
         alpha, beta, gamma = parameters[3:]
         if not abs(alpha - beta) < gamma < min(alpha + beta, 360 - alpha - beta):
             raise CrystalError("geometry", f"no cell has the angles {alpha}, {beta}, {gamma}")
-        return Structure(Lattice.from_parameters(*parameters), numbers, np.array(grid) / Q)
+        species = [Element.from_Z(z) for z in numbers]
+        return Structure(Lattice.from_parameters(*parameters), species, np.array(grid) / Q)
 
     def _read(self, token: int, block: str) -> int:
         value = int(token) - self.first[block]

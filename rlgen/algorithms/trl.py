@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from transformers import GenerationConfig, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
 from policies.model import CrystalPolicy
-from rlgen.config import device_of
+from rlgen.config import device_of, plain
 from rlgen.experience import Collector, Experience
 from rlgen.progress import describe, log_step, progress_bar
 from rlgen.tracking import Run
@@ -53,7 +52,7 @@ def arguments(config: Any, policy: CrystalPolicy) -> Any:
         "disable_dropout": True, "gradient_checkpointing": False, "bf16": False, "save_strategy": "no",
         "logging_steps": 1, "report_to": [], "disable_tqdm": True, "remove_unused_columns": False,
     }
-    settings |= OmegaConf.to_container(c.trl)
+    settings |= plain(c.trl)
     if "beta" in settings:
         raise UserError("algorithm.trl.beta: the weight of the KL is algorithm.kl")
     try:
@@ -89,7 +88,7 @@ def make_trainer(config: Any, policy: CrystalPolicy, collector: Collector, done:
                 "logprobs": [row[:n] for row, n in zip(drawn.logprobs.tolist(), lengths, strict=True)],
                 "earned": current["experience"].rewards.tolist()}
 
-    def reward(earned: list[float], **_: Any) -> list[float]:
+    def reward(earned: list[float | None], **_: Any) -> list[float | None]:
         return earned
 
     class Tell(TrainerCallback):
