@@ -1,4 +1,4 @@
-"""Typed settings of the entry points: Hydra composes them from `configs/`, mistakes get one line that lists what is known."""
+"""Typed settings of the entry points, composed by Hydra from `configs/`; a mistake gets a line with what is known."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def _set(config: Any, verb: str, key: str, value: str) -> None:
 
 
 def _value(text: str) -> Any:
-    """A number, a [list], true, false or null as such; all else stays text (YAML would read the element No as false)."""
+    """A number, [list], true, false or null as such; all else stays text (YAML would read the element No as false)."""
     if text.startswith("[") and text.endswith("]"):
         return [_value(part.strip()) for part in text[1:-1].split(",") if part.strip()]
     for read in (int, float):
@@ -257,7 +257,8 @@ def _help(verb: str) -> str:
                   "reward=EXPRESSION, e.g. novelty+2*stability (a weighted mean) or novelty*stability (geometric mean)"]
         for option in options:
             text = (CONFIGS / group / f"{option}.yaml").read_text(encoding="utf-8").strip()
-            lines += [f"  {group}={option}" if group != "reward" else "", *(f"    {line}" for line in text.splitlines())]
+            lines.append(f"  {group}={option}" if group != "reward" else "")
+            lines += [f"    {line}" for line in text.splitlines()]
     return "\n".join(lines)
 
 
@@ -308,9 +309,8 @@ def device_of(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device={name!r} cannot be used ({reason}); known: auto, cpu, cuda, cuda:0, …") from None
+    except (RuntimeError, AssertionError):  # no such device, or one that this torch or this machine does not have
+        raise UserError(f"device={name!r} cannot be used here; known: auto, cpu, cuda, cuda:0, …") from None
 
 
 def main(verb: str, run: Any) -> None:

@@ -1,9 +1,9 @@
 """Supervised pretraining of a conditional policy on crystals: `python -m rlgen.pretrain data=mp20 policy=small`.
 
 Maximum likelihood of each crystal's canonical sequence under its own conditions, some of which are dropped so that
-any subset can be asked for later. AdamW, warm-up and cosine decay, gradient clipping, weights averaged over steps (EMA),
-batches of similar length. Left out: packing (bucketing wastes under 5 % here) and augmentation (the written form is
-canonical on purpose). All randomness of a step follows from (seed, step), so that a resumed run is the same run.
+any subset can be asked for later. AdamW, warm-up and cosine decay, gradient clipping, weights averaged over steps
+(EMA), batches of similar length. Left out: packing (bucketing wastes under 5 % here) and augmentation (the written form
+is canonical on purpose). All randomness of a step follows from (seed, step), so that a resumed run is the same run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from rlgen.config import device_of, main, plain, resumed
 from rlgen.encoded import Encoded, encode
 from rlgen.tracking import Run
 from rlgen.types import CrystalError, UserError
-
 
 #: Fresh samples behind the shares on a policy's card.
 CARD_SAMPLES = 1024
@@ -170,8 +169,8 @@ def run(config: Any) -> None:
     size = sum(p.numel() for p in trainer.policy.parameters())
     print(f"{size:,} parameters, {str(trainer.dtype).removeprefix('torch.')}, {len(train)} crystals, {config.steps} "
           f"steps of {config.batch} = {config.steps * config.batch / len(train):.1f} epochs; run: {output}")
-    columns = (TextColumn("pretrain"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"),
-               TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(elapsed_when_finished=False))
+    columns = (BarColumn(bar_width=10), TextColumn("{task.completed}/{task.total} {task.description}"),
+               TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
     with Run(output, config, resume=None if last is None else trainer.step) as log, Progress(*columns) as progress:
         task = progress.add_task("", total=config.steps, completed=trainer.step)
         batches = train.epochs(config.batch, config.seed, trainer.step)
@@ -196,7 +195,7 @@ def run(config: Any) -> None:
                 ended = "interrupted"
             if step % config.checkpoint_every == 0 or step == config.steps or ended:
                 checkpoint.save(output, step, trainer.save)
-            shown = f"loss {scalars['pretrain/loss']:.3f}  best validation NLL {trainer.best:.2f} nats per crystal"
+            shown = f"loss {scalars['pretrain/loss']:.2f} validation NLL {trainer.best:.2f}"
             progress.update(task, completed=step, description=shown)
     _finish(config, trainer, train, val, device, reference, ended)
 
@@ -233,13 +232,15 @@ def _finish(config: Any, trainer: Trainer, train: Encoded, val: Encoded, device:
           f"next:        python -m rlgen.finetune policy={output / 'policy'}")
 
 
-def write_card(folder: Path, config: Any, trainer: Trainer, crystals: int, held_out: int, found: dict[str, str]) -> None:
+def write_card(folder: Path, config: Any, trainer: Trainer, crystals: int, held_out: int, found: dict[str, str]
+               ) -> None:
     """README.md of a policy: how it was made, and what was measured of it."""
     sizes = plain(config.policy)
     recipe = {k: config[k] for k in ("steps", "batch", "learning_rate", "warmup", "decay", "weight_decay", "ema",
                                      "max_grad_norm", "condition_dropout", "seed")}
     recipe |= {f"policy.{k}": v for k, v in sizes.items()}
     parameters = sum(p.numel() for p in trainer.policy.parameters())
+    machine = f"{trainer.device.type} in {str(trainer.dtype)[6:]}, torch {torch.__version__}"
     text = f"""# A policy pretrained with rlgen
 
 | | |
@@ -249,7 +250,7 @@ def write_card(folder: Path, config: Any, trainer: Trainer, crystals: int, held_
 | parameters | {parameters:,} |
 | seed | {config.seed} |
 | steps | {trainer.step}; the weights are the running average at step {trainer.best_step} |
-| time | {trainer.seconds / 60:.0f} minutes of training on {trainer.device.type} in {str(trainer.dtype)[6:]}, torch {torch.__version__} |
+| time | {trainer.seconds / 60:.0f} minutes of training on {machine} |
 """
     text += "".join(f"| {name} | {value} |\n" for name, value in found.items())
     text += "\nRecipe, for `python -m rlgen.pretrain`:\n\n```text\n"

@@ -1,4 +1,4 @@
-"""Shared fixtures: a cache of the tests' own, crystals of every crystal system, a tiny policy, and MP-20 where it is."""
+"""Shared fixtures: a cache of the tests' own, crystals of every system, a tiny policy, and MP-20 where it is."""
 
 from __future__ import annotations
 

@@ -114,11 +114,15 @@ def test_the_rarest_element_is_the_origin():
     [
         (Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]]), "chemistry"),
         (Structure(Lattice.cubic(4), [{"Na": 0.5}], [[0, 0, 0]]), "chemistry"),
+        (Structure(Lattice.cubic(4), ["X"], [[0, 0, 0]]), "chemistry"),
+        (Structure(Lattice.cubic(4), [], []), "chemistry"),
+        (Structure(Lattice.cubic(4), ["Na", "Na"], [[0, 0, 0], [0, 0, 0]]), "symmetry"),
         (Structure(Lattice.orthorhombic(3, 4, 130), ["Na"], [[0, 0, 0]]), "geometry"),
         (Structure(Lattice.cubic(0.8), ["H"], [[0, 0, 0]]), "geometry"),
         (Structure(Lattice.cubic(30), ["H"] * 21, np.random.default_rng(0).random((21, 3))), "parse"),
     ],
-    ids=["mixed site", "half a site", "long cell", "short cell", "too many atoms"],
+    ids=["mixed site", "half a site", "no element", "no atom", "two in one place", "long cell", "short cell",
+         "too many atoms"],
 )
 def test_what_cannot_be_written_is_named(structure, kind):
     with pytest.raises(CrystalError) as error:
@@ -195,8 +199,8 @@ END = [ATOMS.eos]
         (LATTICE + ATOM[::-1] + END, "parse", "where a element belongs"),
         (LATTICE + tokens("Na", "0/1008", "Cl", "0/1008") + END, "parse", "Cl where a coordinate belongs"),
         (LATTICE + tokens("element?") + ATOM[1:] + END, "parse", "no element"),
-        (LATTICE + [10**6] + ATOM[1:] + END, "parse", "1000000 where"),
-        (LATTICE + [-1] + ATOM[1:] + END, "parse", "-1 where"),
+        ([*LATTICE, 10**6, *ATOM[1:], *END], "parse", "1000000 where"),
+        ([*LATTICE, -1, *ATOM[1:], *END], "parse", "-1 where"),
         (FLAT + ATOM + END, "geometry", "no cell has the angles"),
         (LATTICE[:6] + tokens(*("150°", "+0/20°") * 3) + ATOM + END, "geometry", "no cell has the angles"),
     ],

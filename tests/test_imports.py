@@ -101,8 +101,8 @@ def test_types_import_nothing_of_ours():
 def loaded_by(statement: str) -> tuple[float, set[str]]:
     """Seconds that a statement takes in a new Python, and the top-level packages that are loaded then."""
     code = (
-        f"import sys, time; start = time.perf_counter(); {statement}; seconds = time.perf_counter() - start; import json; "
-        "print(json.dumps([seconds, sorted({name.split('.')[0] for name in sys.modules})]))"
+        f"import sys, time; start = time.perf_counter(); {statement}; seconds = time.perf_counter() - start; "
+        "names = sorted({name.split('.')[0] for name in sys.modules}); import json; print(json.dumps([seconds, names]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     seconds, names = json.loads(done.stdout)

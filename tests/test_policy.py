@@ -128,7 +128,7 @@ def test_another_version_of_the_representation_is_refused(policy, tmp_path):
     settings = json.loads((tmp_path / "config.json").read_text())
     settings["representation_version"] = "0123456789abcdef"
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="0123456789abcdef.*pretrain anew"):
+    with pytest.raises(UserError, match=r"0123456789abcdef.*pretrain anew"):
         CrystalPolicy.from_pretrained(tmp_path)
 
 

@@ -88,8 +88,8 @@ class Atoms:
             raise CrystalError("parse", f"{len(cell.numbers)} atoms in the primitive cell, at most {self.max_atoms}")
         ids = []
         for i, k in enumerate(quantise_lattice(cell.parameters)):
-            steps, whole, part = (LENGTH_STEPS, "length", "hundredth") if i < 3 else (ANGLE_STEPS, "degree", "twentieth")
-            lowest = MIN_LENGTH if i < 3 else MIN_ANGLE
+            whole, part = ("length", "hundredth") if i < 3 else ("degree", "twentieth")
+            steps, lowest = (LENGTH_STEPS, MIN_LENGTH) if i < 3 else (ANGLE_STEPS, MIN_ANGLE)
             ids += [self.first[whole] + int(k) // steps - lowest, self.first[part] + int(k) % steps]
         for z, xyz in zip(cell.numbers, cell.grid, strict=True):
             ids += [self.first["element"] + int(z), *(self.first["coordinate"] + int(k) for k in xyz)]
@@ -160,9 +160,8 @@ class AtomsGrammar:
         for i, kind in enumerate([*kinds, "element", *["coordinate"] * 3]):
             self.slots[i, first[kind] : first[kind] + size[kind]] = True
         self.slots[len(kinds), first["element"]] = False  # an atom is of some element
-        whole, part = torch.meshgrid(torch.arange(size["degree"], device="cpu"), torch.arange(ANGLE_STEPS, device="cpu"),
-                                     indexing="ij")
-        self.angle = MIN_ANGLE + whole + part / ANGLE_STEPS  # (121, 20) degrees
+        whole, part = torch.arange(size["degree"], device="cpu"), torch.arange(ANGLE_STEPS, device="cpu")
+        self.angle = MIN_ANGLE + whole[:, None] + part / ANGLE_STEPS  # (121, 20) degrees
         self.angle[-1, 1:] = float("nan")  # nothing beyond the last whole degree
 
     def mask(self, ids: torch.Tensor, start: int = 0) -> torch.Tensor:
@@ -171,7 +170,7 @@ class AtomsGrammar:
         ids: (B, T) sequences from `<bos>` on, right-padded. Returns (B, T - start, V) bool. Positions past `<eos>`
         allow `<pad>` only.
         """
-        rep, first = self.rep, self.rep.first
+        first = self.rep.first
         b, t = ids.shape
         device = ids.device
         slots = self.slots.to(device)
