@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a bar with the rewards, the scalars, the samples and pictures of the best crystals."""
+"""What a run shows while it goes: a bar with the rewards, scalars, samples, and pictures of the best crystals."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ def run(config: Any) -> None:
         kept += rollout.logprobs.sum(1).tolist()
     samples.write(config.output, crystals, {"condition": conditions, "logprob": kept})
     failed = sum(isinstance(c, CrystalError) for c in crystals)
-    print(f"{config.n} samples, {config.n - failed} crystals, {config.n / (time.monotonic() - started):.0f} per second\n"
+    rate = config.n / (time.monotonic() - started)
+    print(f"{config.n} samples, {config.n - failed} crystals, {rate:.0f} per second\n"
           f"{config.output}: cif/, samples.extxyz, samples.parquet\n"
           f"next: python -m rlgen.evaluate input={config.output}")
 

@@ -16,7 +16,7 @@ Condition = Mapping[str, Any]
 
 
 class UserError(Exception):
-    """A mistake of the user's (a wrong key, a missing file, a broken table): entry points print it as one clear line."""
+    """A mistake of the user's (a wrong key, a missing file, a broken table): commands print it as one clear line."""
 
 
 class CrystalError(ValueError):

@@ -269,7 +269,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(table, tmp_path):
     cut, steps = tmp_path / "cut", 60
 
     def given(output: Path) -> list[str]:
-        return [*arguments(table, output, steps), "patience=1000"]
+        return [*arguments(table, output, steps), "patience=1000", "checkpoint_every=1000"]
 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "rlgen.pretrain", *given(cut)], text=True,

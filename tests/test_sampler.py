@@ -87,6 +87,13 @@ def test_draws_follow_the_distribution():
     assert float(((seen[possible] - expected) ** 2 / expected).sum()) < 18.5  # chi-square, 4 degrees: p = 0.001
 
 
+@pytest.mark.parametrize(("u", "token"), [(0.0, 1), (1 - 2**-53, 3)])
+def test_the_ends_of_the_distribution_are_possible_tokens(monkeypatch, u, token):
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, u, dtype=torch.float64))
+    logp = torch.tensor([[0.0, 0.3, 0.3, 0.4, 0.0]]).log()
+    assert int(sampler._draw(logp, torch.Generator())) == token
+
+
 def test_each_row_is_drawn_from_its_own_distribution():
     logp = torch.full((5, 9), -torch.inf)
     certain = torch.tensor([8, 0, 3, 4, 7])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import moyopy
 import numpy as np
 import spglib
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import DummySpecies, Lattice, Structure
 
 from policies.representations.quantiser import Q, quantise_coordinates
 from rlgen.types import CrystalError
@@ -40,7 +40,7 @@ def canonical_cell(structure: Structure, symprec: float = SYMPREC) -> CanonicalC
     """
     if not structure.is_ordered:
         raise CrystalError("chemistry", "partly occupied sites cannot be written")
-    if not len(structure) or min(site.specie.Z for site in structure) < 1:
+    if not len(structure) or any(isinstance(site.specie, DummySpecies) for site in structure):
         raise CrystalError("chemistry", "there is no atom, or one that is no element")
     lattice, frac, numbers = _primitive(structure, symprec)
     niggli = spglib.niggli_reduce(lattice, eps=1e-5)

@@ -48,9 +48,11 @@ def arguments(config: Any, policy: CrystalPolicy) -> Any:
         "num_generations": c.group_size, "num_iterations": c.epochs, "loss_type": "dapo", "scale_rewards": "group",
         "epsilon": c.clip_low, "epsilon_high": c.clip_high, "temperature": c.temperature,
         "learning_rate": c.learning_rate, "lr_scheduler_type": "constant", "adam_beta2": 0.99, "weight_decay": 0.0,
-        "max_grad_norm": c.max_grad_norm, "use_bias_correction_kl": False, "max_completion_length": policy.representation.max_length,
+        "max_grad_norm": c.max_grad_norm, "use_bias_correction_kl": False,
+        "max_completion_length": policy.representation.max_length,
         "disable_dropout": True, "gradient_checkpointing": False, "bf16": False, "save_strategy": "no",
         "logging_steps": 1, "report_to": [], "disable_tqdm": True, "remove_unused_columns": False,
+        "use_cpu": device_of(config.device).type == "cpu",
     }
     settings |= plain(c.trl)
     if "beta" in settings:
