@@ -60,12 +60,13 @@ class PretrainConfig:
 class AlgorithmConfig:
     name: str = "grpo"
     group_size: int = 8
+    scale_rewards: str = "none"
     epochs: int = 1
-    minibatch: int = 64
-    learning_rate: float = 2e-4
+    minibatch: int = 128
+    learning_rate: float = 2.5e-4
     clip_low: float = 0.2
     clip_high: float = 0.28
-    kl: float = 0.05
+    kl: float = 0.01
     max_grad_norm: float = 1.0
     temperature: float = 1.0
     trl: dict[str, Any] = field(default_factory=dict)
@@ -92,10 +93,10 @@ class FinetuneConfig:
     data: str = "shipped"
     output: str = "runs/finetune"
     seed: int = 0
-    steps: int = 60
-    batch: int = 64
+    steps: int = 90
+    batch: int = 128
     workers: int = 2
-    evaluate: int = 128
+    evaluate: int = 160
     relax_steps: int = 40
     checkpoint_every: int = 10
     resume: str | None = None

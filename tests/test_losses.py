@@ -16,6 +16,11 @@ def test_group_advantages_by_hand():
     torch.testing.assert_close(group_advantages(rewards, group), expected)
 
 
+def test_without_scale_only_the_mean_is_taken_off():
+    advantages = group_advantages(torch.tensor([1.0, 3.0, 0.5, 0.5]), torch.tensor([0, 0, 1, 1]), scale=False)
+    assert advantages.tolist() == [-1.0, 1.0, 0.0, 0.0]
+
+
 def test_equal_rewards_give_exactly_zero():
     # 0.1 + 0.2 in float32 has a mean that differs from its terms in the last bit.
     rewards = torch.full((7,), 0.1 + 0.2)

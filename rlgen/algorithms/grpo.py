@@ -36,7 +36,8 @@ class GRPO:
         """Learn from B scored sequences; returns scalars for the log, means over minibatches."""
         c = self.config
         device = self.accelerator.device
-        advantages = group_advantages(torch.tensor(rewards, dtype=torch.float32), rollout.group).to(device)
+        advantages = group_advantages(torch.tensor(rewards, dtype=torch.float32), rollout.group,
+                                      scale=c.scale_rewards == "group").to(device)
         stats: dict[str, list[float]] = {}
         for _ in range(c.epochs):
             for rows in np.array_split(rng.permutation(len(rewards)), max(1, round(len(rewards) / c.minibatch))):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch
 
 
-def group_advantages(rewards: torch.Tensor, group: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
+def group_advantages(rewards: torch.Tensor, group: torch.Tensor, *, scale: bool = True, eps: float = 1e-4
+                     ) -> torch.Tensor:
     """(B,) (r - mean) / (std + eps) within each group; exactly 0 where a group's rewards are all equal.
 
-    rewards, group: (B,). std is the sample standard deviation. Shao et al., arXiv 2402.03300, section 4.1.
+    rewards, group: (B,). std is the sample standard deviation (Shao et al., arXiv 2402.03300, section 4.1). Without
+    `scale` r - mean (Dr. GRPO: Liu et al., arXiv 2503.20783), so that groups that differ little teach little.
     """
     result = torch.zeros_like(rewards)
     for g in group.unique():
         rows = group == g
         r = rewards[rows]
         if len(r) > 1 and not torch.equal(r, r[:1].expand_as(r)):
-            result[rows] = (r - r.mean()) / (r.std() + eps)
+            result[rows] = (r - r.mean()) / (r.std() + eps if scale else 1.0)
     return result
 
 
