@@ -25,7 +25,8 @@ def tiny(seed: int = 0) -> CrystalPolicy:
 
 
 def settings(**changes):
-    base = {"group_size": 8, "scale_rewards": "group", "epochs": 1, "minibatch": 1000, "learning_rate": 3e-3, "clip_low": 0.2, "clip_high": 0.28,
+    base = {"group_size": 8, "scale_rewards": "group",
+            "epochs": 1, "minibatch": 1000, "learning_rate": 3e-3, "clip_low": 0.2, "clip_high": 0.28,
             "kl": 0.0, "max_grad_norm": 1.0, "temperature": 1.0}
     return SimpleNamespace(**(base | changes))
 

@@ -45,7 +45,8 @@ def arguments(config: Any, policy: CrystalPolicy) -> Any:
     settings: dict[str, Any] = {
         "output_dir": str(Path(config.output) / "trl"), "max_steps": config.steps, "seed": config.seed,
         "per_device_train_batch_size": config.batch, "steps_per_generation": 1, "gradient_accumulation_steps": 1,
-        "num_generations": c.group_size, "num_iterations": c.epochs, "loss_type": "dapo", "scale_rewards": c.scale_rewards,
+        "num_generations": c.group_size, "num_iterations": c.epochs,
+        "loss_type": "dapo", "scale_rewards": c.scale_rewards,
         "epsilon": c.clip_low, "epsilon_high": c.clip_high, "temperature": c.temperature,
         "learning_rate": c.learning_rate, "lr_scheduler_type": "constant", "adam_beta2": 0.99, "weight_decay": 0.0,
         "max_grad_norm": c.max_grad_norm, "use_bias_correction_kl": False,
