@@ -63,10 +63,10 @@ class AlgorithmConfig:
     scale_rewards: str = "none"
     epochs: int = 1
     minibatch: int = 128
-    learning_rate: float = 2.5e-4
+    learning_rate: float = 2e-4
     clip_low: float = 0.2
     clip_high: float = 0.28
-    kl: float = 0.01
+    kl: float = 0.02
     max_grad_norm: float = 1.0
     temperature: float = 1.0
     trl: dict[str, Any] = field(default_factory=dict)
@@ -91,6 +91,7 @@ class FinetuneConfig:
     energy: str = "auto"
     judge: str = "auto"
     data: str = "shipped"
+    off_prompt: float = 0.25
     output: str = "runs/finetune"
     seed: int = 0
     steps: int = 90

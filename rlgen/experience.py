@@ -17,9 +17,9 @@ from rlgen import energies, tracking
 from rlgen.config import plain
 from rlgen.memory import Memory
 from rlgen.metrics import exp_entropy
-from rlgen.reference import UNLABELLED, protostructure_label
+from rlgen.reference import MIRRORED, UNLABELLED, protostructure_label
 from rlgen.reward_pool import RewardPool
-from rlgen.types import CrystalError, RewardBreakdown
+from rlgen.types import Condition, CrystalError, RewardBreakdown
 
 
 @dataclass
@@ -71,16 +71,22 @@ class Collector:
                       group=[g for g in range(len(conditions)) for _ in range(size)])
 
     def score(self, policy: CrystalPolicy, rollout: Rollout) -> Experience:
-        """Decode, score and remember a rollout: a crystal that was written n times before earns 1/(1 + n)."""
+        """Decode, score and remember a rollout.
+
+        A crystal that was written n times before earns 1/(1 + n) of its total; one that is not in the space group asked
+        for earns `off_prompt` of it, without which it would pay to answer every prompt with what is easiest.
+        """
         started = time.monotonic()
         crystals = decode(policy, rollout)
         breakdown = self.pool.score(crystals, rollout.conditions)
         labels = [protostructure_label(crystal) if isinstance(crystal, Structure) and status != "invalid" else None
                   for crystal, status in zip(crystals, breakdown.status, strict=True)]
-        discount = self.memory.discount(labels)
+        answered = np.array([_answers(label, c) for label, c in zip(labels, rollout.conditions, strict=True)])
+        discount = self.memory.discount(labels) * np.where(answered, 1.0, self.config.off_prompt)
         breakdown.extra |= {"label": np.array(labels, dtype=object), "discount": discount,
                             "condition": np.array(rollout.conditions, dtype=object)}
-        scalars = tracking.breakdown_scalars(breakdown) | _diversity(labels, rollout)
+        scalars = tracking.breakdown_scalars(breakdown) | _diversity(labels)
+        scalars["sample/space_group_match"] = float(answered.mean())
         scalars |= {"reward/learned": float((breakdown.total * discount).mean()),
                     "reward/discount": float(discount.mean()),
                     "memory/crystals": float(len(self.memory.crystals)),
@@ -88,15 +94,20 @@ class Collector:
         return Experience(rollout, crystals, breakdown, breakdown.total * discount, scalars)
 
 
-def _diversity(labels: list[str | None], rollout: Rollout) -> dict[str, float]:
-    """Spread of a batch, and how many crystals are in the space group asked for; all samples in the denominator."""
-    known = [(label, condition) for label, condition in zip(labels, rollout.conditions, strict=True)
-             if label is not None and not label.endswith(UNLABELLED)]
-    groups = [int(label.split("_")[2]) for label, _ in known]
-    elements = [e for label, _ in known for e in label.rsplit(":", 1)[1].split("-")]
-    match = sum(g == condition.get("space_group") for g, (_, condition) in zip(groups, known, strict=True))
-    return {"sample/unique": len({label for label, _ in known}) / len(labels),
-            "sample/space_group_match": match / len(labels),
+def _answers(label: str | None, condition: Condition) -> bool:
+    """Whether a crystal, by its label, is in the space group that was asked for, if one was."""
+    if label is None or label.endswith(UNLABELLED):
+        return False
+    asked = condition.get("space_group")
+    return asked is None or int(label.split("_")[2]) == MIRRORED.get(asked, asked)
+
+
+def _diversity(labels: list[str | None]) -> dict[str, float]:
+    """Spread of a batch, and its share of different crystals; all samples in the denominator."""
+    known = [label for label in labels if label is not None and not label.endswith(UNLABELLED)]
+    groups = [label.split("_")[2] for label in known]
+    elements = [e for label in known for e in label.rsplit(":", 1)[1].split("-")]
+    return {"sample/unique": len(set(known)) / len(labels),
             "diversity/space_groups": exp_entropy(groups) if groups else 0.0,
             "diversity/elements": exp_entropy(elements) if elements else 0.0,
-            "diversity/prototypes": exp_entropy(label.rsplit(":", 1)[0] for label, _ in known) if known else 0.0}
+            "diversity/prototypes": exp_entropy(label.rsplit(":", 1)[0] for label in known) if known else 0.0}

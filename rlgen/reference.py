@@ -31,9 +31,8 @@ LTOL, STOL, ANGLE_TOL = 0.2, 0.3, 5.0
 #: Ends the label of a crystal whose symmetry could not be determined.
 UNLABELLED = "|unlabelled"
 
-#: Space groups that are the mirror images of P4_1, P4_122, P4_12_12, P3_1, P3_112, P3_121, P6_1, P6_2, P6_122,
-#: P6_222 and P4_332.
-_LEFT_HANDED = frozenset({78, 95, 96, 145, 153, 154, 170, 172, 179, 181, 212})
+#: Space groups and those of their crystals' mirror images, under which labels name both.
+MIRRORED = {78: 76, 95: 91, 96: 92, 145: 144, 153: 151, 154: 152, 170: 169, 172: 171, 179: 178, 181: 180, 212: 213}
 _SHIPPED = Path(__file__).parent / "assets" / "novelty_mp20.parquet"
 _SPLITS = ("train", "val", "test", "all")
 
@@ -68,7 +67,7 @@ def protostructure_label(structure: Structure, symprec: float = SYMPREC) -> str:
     for tolerance in (symprec, symprec / 10):
         try:
             label = _aflow_label(structure, tolerance)
-            if int(label.split("_")[2]) in _LEFT_HANDED:
+            if int(label.split("_")[2]) in MIRRORED:
                 mirrored = Structure(-structure.lattice.matrix, structure.species, structure.frac_coords)
                 label = _aflow_label(mirrored, tolerance)
             return label

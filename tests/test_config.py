@@ -155,3 +155,9 @@ def test_nothing_to_resume_is_the_users_mistake(tmp_path):
     OmegaConf.save(load("pretrain", []), tmp_path / "config.yaml")
     with pytest.raises(UserError, match="no checkpoint yet"):
         config.resumed(load("pretrain", [f"resume={tmp_path}"]))
+
+
+def test_resume_takes_no_other_settings():
+    # They would be ignored: a run goes on with its own.
+    with pytest.raises(UserError, match="leave out steps"):
+        load("finetune", ["resume=somewhere", "steps=3"])
