@@ -140,7 +140,7 @@ LEAST: dict[str, float] = (
                      "weight_decay", "max_grad_norm", "relax_steps", "kl"), 0)
     | {"group_size": 2, "temperature": 1e-3}
 )
-SHARES = ("decay", "dropout", "condition_dropout", "ema", "clip_low")
+SHARES = ("decay", "dropout", "condition_dropout", "ema", "clip_low", "off_prompt")
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig}
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

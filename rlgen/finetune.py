@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from policies.model import CrystalPolicy
@@ -50,6 +51,8 @@ def run(config: Any) -> None:
     print(f"policy {config.policy} ({sum(p.numel() for p in policy.parameters()):,} parameters), reward {expression}, "
           f"energies of {config.energy}, {config.workers} workers, {config.steps} steps of {config.batch} crystals")
     with Run(output, config, resume=None if last is None else checkpoint.step_of(last)) as log:
+        log.log_text(0, "settings", f"energies: **{config.energy}**, judged by **{config.judge}**\n\n"
+                                    f"```yaml\n{OmegaConf.to_yaml(config)}```")
         with RewardPool(rewards, expression, workers=config.workers) as pool:
             trained = train(config, policy, Collector(prompts, pool, Memory(), config), log, last)
         trained.save_pretrained(output / "policy")

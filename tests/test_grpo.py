@@ -133,3 +133,12 @@ def test_prompts_follow_the_data():
     assert {(c["space_group"], c["n_atoms"]) for c in drawn} == {(225, 2), (1, 3)}
     assert {c["element"] for c in drawn if c["n_atoms"] == 2} == {"Na", "Cl"}
     assert any(len(c) < 3 for c in table.sample(50, np.random.default_rng(0), keep=0.5))
+
+
+def test_a_crystal_answers_its_prompt():
+    from rlgen.experience import _answers
+
+    rock_salt, quartz = "AB_cF8_225_a_b:Cl-Na", "A2B_hP9_152_c_a:O-Si"
+    assert _answers(rock_salt, {"space_group": 225}) and not _answers(rock_salt, {"space_group": 221})
+    assert _answers(rock_salt, {}) and not _answers(None, {}) and not _answers("NaCl|unlabelled", {"space_group": 225})
+    assert _answers(quartz, {"space_group": 154})  # its mirror image: labels name both by one group
