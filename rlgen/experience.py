@@ -85,7 +85,7 @@ class Collector:
         discount = self.memory.discount(labels) * np.where(answered, 1.0, self.config.off_prompt)
         breakdown.extra |= {"label": np.array(labels, dtype=object), "discount": discount,
                             "condition": np.array(rollout.conditions, dtype=object)}
-        scalars = tracking.breakdown_scalars(breakdown) | _diversity(labels)
+        scalars = tracking.breakdown_scalars(breakdown) | _shares(breakdown, labels) | _diversity(labels)
         scalars["sample/space_group_match"] = float(answered.mean())
         scalars |= {"reward/learned": float((breakdown.total * discount).mean()),
                     "reward/discount": float(discount.mean()),
@@ -100,6 +100,24 @@ def _answers(label: str | None, condition: Condition) -> bool:
         return False
     asked = condition.get("space_group")
     return asked is None or int(label.split("_")[2]) == MIRRORED.get(asked, asked)
+
+
+def _shares(breakdown: RewardBreakdown, labels: list[str | None]) -> dict[str, float]:
+    """Shares of novel, (meta)stable and S.U.N. crystals among all samples, as far as the rewards measured them.
+
+    Stable is at most 0.1 eV/atom above the hull, as the reward sees the crystal; unique is the first of its label in
+    the batch.
+    """
+    flags = {}
+    raw = dict(zip(breakdown.names, breakdown.raw.T, strict=True))
+    if "novelty" in raw:
+        flags["novel"] = raw["novelty"] == 1  # False where it is NaN, here and below
+    if "stability" in raw:
+        flags["stable"] = raw["stability"] <= 0.1
+    if len(flags) == 2:
+        unique = [label is not None and label not in labels[:i] for i, label in enumerate(labels)]
+        flags["sun"] = flags["novel"] & flags["stable"] & np.array(unique)
+    return {f"sample/{share}": float(flag.mean()) for share, flag in flags.items()}
 
 
 def _diversity(labels: list[str | None]) -> dict[str, float]:

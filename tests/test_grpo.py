@@ -143,3 +143,15 @@ def test_a_crystal_answers_its_prompt():
     assert _answers(rock_salt, {"space_group": 225}) and not _answers(rock_salt, {"space_group": 221})
     assert _answers(rock_salt, {}) and not _answers(None, {}) and not _answers("NaCl|unlabelled", {"space_group": 225})
     assert _answers(quartz, {"space_group": 154})  # its mirror image: labels name both by one group
+
+
+def test_shares_are_of_all_samples():
+    from rlgen.experience import _shares
+    from rlgen.types import RewardBreakdown
+
+    raw = np.array([[1, 0.05], [1, 0.05], [1, 0.3], [0, -0.1], [np.nan, np.nan]])
+    status = np.array(["ok"] * 4 + ["invalid"])
+    breakdown = RewardBreakdown(("novelty", "stability"), raw, raw, raw[:, 0], status, [""] * 5)
+    # The second is the first again: it is novel and stable, but only one of the two is S.U.N.
+    assert _shares(breakdown, ["a", "a", "b", "c", None]) == {
+        "sample/novel": 0.6, "sample/stable": 0.6, "sample/sun": 0.2}
