@@ -322,6 +322,9 @@ def main(verb: str, run: Any) -> None:
     warnings.filterwarnings("ignore", message="gcd is deprecated")
     try:
         run(load(verb))
-    except UserError as error:
+    except (UserError, PermissionError) as error:
         print(f"rlgen.{verb}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"rlgen.{verb}: interrupted; a run goes on from its last checkpoint with resume=FOLDER", file=sys.stderr)
+        raise SystemExit(130) from None
