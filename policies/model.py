@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from policies.prompts import PromptTable
 from policies.representations import make
-from rlgen.types import UserError
+from rlgen.types import Condition, UserError
 
 transformers_logging.disable_progress_bar()  # a bar for each of a hundred small files would bury our own
 
@@ -53,6 +55,16 @@ class Cache:
         shape = (config.layers, 2, batch, config.heads, length, config.hidden_size // config.heads)
         self.buffer = like.new_empty(shape)
         self.length = 0
+
+    def reserve(self, length: int) -> None:
+        """Make room for so many tokens, in steps of twice the room."""
+        room = self.buffer.shape[-2]
+        while room < length:
+            room *= 2
+        if room > self.buffer.shape[-2]:
+            larger = self.buffer.new_empty(*self.buffer.shape[:-2], room, self.buffer.shape[-1])
+            larger[..., : self.length, :] = self.buffer[..., : self.length, :]
+            self.buffer = larger
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Append (b, heads, t, head size) for the first b rows and return all of those rows so far."""
@@ -113,7 +125,7 @@ class CrystalPolicy(PreTrainedModel):
     reference and the pretraining loss read their probabilities from `forward`.
     """
 
-    config_class = PolicyConfig
+    config_class: Any = PolicyConfig
     config: PolicyConfig
     base_model_prefix = "policy"
     _no_split_modules: ClassVar[list[str]] = ["Block"]  # type: ignore[misc]
@@ -121,8 +133,6 @@ class CrystalPolicy(PreTrainedModel):
 
     def __init__(self, config: PolicyConfig):
         super().__init__(config)
-        if config.hidden_size % (2 * config.heads):
-            raise UserError(f"hidden_size={config.hidden_size} must be a multiple of twice heads={config.heads}")
         self.representation = make(config.representation, **config.representation_parameters)
         if config.representation_version != self.representation.version:
             raise UserError(
@@ -130,6 +140,12 @@ class CrystalPolicy(PreTrainedModel):
                 f"{config.representation!r}, but this rlgen writes version {self.representation.version!r}; "
                 "use the rlgen it was trained with, or pretrain anew"
             )
+        self._build(config)
+
+    def _build(self, config: Any) -> None:
+        """The layers, randomly initialised."""
+        if config.hidden_size % (2 * config.heads):
+            raise UserError(f"hidden_size={config.hidden_size} must be a multiple of twice heads={config.heads}")
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
@@ -137,11 +153,11 @@ class CrystalPolicy(PreTrainedModel):
 
     @classmethod
     def create(cls, representation: Any, **sizes: Any) -> CrystalPolicy:
-        """A randomly initialised policy for a representation; `sizes` are those of `PolicyConfig`."""
-        return cls(PolicyConfig(**sizes, representation=representation.name,
-                                representation_parameters=representation.parameters,
-                                representation_version=representation.version,
-                                vocab_size=len(representation.vocabulary)))
+        """A randomly initialised policy for a representation; `sizes` are those of its configuration's class."""
+        return cls(cls.config_class(**sizes, representation=representation.name,
+                                    representation_parameters=representation.parameters,
+                                    representation_version=representation.version,
+                                    vocab_size=len(representation.vocabulary)))
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -155,12 +171,18 @@ class CrystalPolicy(PreTrainedModel):
         assert isinstance(value, nn.Embedding)
         self.embed = value
 
+    def new_cache(self, batch: int) -> Any:
+        """For `hidden`; of the batch that the first call brings, later ones may bring the first rows only."""
+        return Cache(self.config, batch, 64, self.embed.weight)
+
     def hidden(self, input_ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         """Last hidden states (B, T, D) of new tokens (B, T); a cache is extended by them."""
         start = cache.length if cache is not None else 0
         positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
         cos, sin = rope(positions, self.config.hidden_size // self.config.heads)
         x = self.embed(input_ids)
+        if cache is not None:
+            cache.reserve(start + input_ids.shape[1])
         for layer, block in enumerate(self.blocks):
             x = block(x, cos, sin, cache, layer)
         if cache is not None:
@@ -174,6 +196,10 @@ class CrystalPolicy(PreTrainedModel):
         if not (folder / "config.json").exists():
             raise UserError(f"policy={name}: no policy there ({folder / 'config.json'} is missing); give 'shipped' or "
                             "the policy/ folder of a run")
+        if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "rlgen-hf-policy":
+            from policies.hf import HFPolicy
+
+            return HFPolicy.from_pretrained(folder), PromptTable.load(folder)
         return cls.from_pretrained(folder), PromptTable.load(folder)
 
     def head(self, hidden: torch.Tensor, legal: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -185,22 +211,28 @@ class CrystalPolicy(PreTrainedModel):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
                 labels: torch.Tensor | None = None, temperature: float = 1.0, **_: Any) -> CausalLMOutput:
-        """Masked logits (B, T, V); with labels (B, T; -100 is ignored) also the mean NLL per label (nats).
+        """Logits (B, T, V), masked after the prompt.
 
-        The attention mask is not needed: sequences are padded on the right and attention is causal.
+        With labels (B, T; -100 is ignored) also the mean NLL per label (nats). The attention mask is not needed:
+        sequences are padded on the right and attention is causal.
         """
-        logits = self.head(self.hidden(input_ids), self.representation.grammar.mask(input_ids), temperature)
+        rep = self.representation
+        legal = F.pad(rep.masks(input_ids), (0, 0, rep.prompt_length - 1, 0), value=True)
+        logits = self.head(self.hidden(input_ids), legal, temperature)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         return CausalLMOutput(loss=loss, logits=logits)
 
-    def token_logprobs(self, input_ids: torch.Tensor, temperature: float = 1.0
-                       ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities and entropies (nats), both (B, T - P), of the tokens after the prompt of P tokens."""
+    def token_logprobs(self, input_ids: torch.Tensor, temperature: float = 1.0,
+                       conditions: Sequence[Condition] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities and entropies (nats), both (B, T - P), of the tokens after the prompt of P tokens.
+
+        Conditions (B) are those of the rollout: what they ask of the grammar is part of the distribution.
+        """
         p = self.representation.prompt_length
         hidden = self.hidden(input_ids[:, :-1])[:, p - 1 :]
-        legal = self.representation.grammar.mask(input_ids[:, :-1], p - 1)
+        legal = self.representation.masks(input_ids[:, :-1], conditions)
         logp = self.head(hidden, legal, temperature).log_softmax(-1)
         known = logp.detach()  # entropy is watched, not trained
         entropy = -(known.exp() * known.masked_fill(~legal, 0.0)).sum(-1)

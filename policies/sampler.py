@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from pymatgen.core import Structure
 
-from policies.model import Cache, CrystalPolicy
+from policies.model import CrystalPolicy
 from rlgen.types import Condition, CrystalError
 
 
@@ -45,44 +45,43 @@ def sample(policy: CrystalPolicy, conditions: Sequence[Condition], generator: to
     logprobs = torch.zeros(ids.shape, device=policy.device)
     for start in range(0, len(order), batch):
         rows = torch.tensor(order[start : start + batch], device=policy.device)
-        drawn, logp = _sample_batch(policy, prompts[rows], generator, temperature)
+        asked = [conditions[i] for i in rows.tolist()]
+        drawn, logp = _sample_batch(policy, prompts[rows], asked, generator, temperature)
         ids[rows[:, None], torch.arange(drawn.shape[1], device=ids.device)] = drawn
         logprobs[rows[:, None], torch.arange(logp.shape[1], device=ids.device)] = logp
         progress(len(rows))
     policy.train(training)
-    length = int((ids != pad).sum(1).max())
     p = policy.representation.prompt_length
+    length = p + int((ids[:, p:] != pad).sum(1).max())
     return Rollout(ids[:, :length].clone(), logprobs[:, p:length].clone(), ids[:, p:length] != pad,
                    torch.tensor(list(group) if group is not None else list(range(len(limits)))), list(conditions),
                    temperature)
 
 
-def _sample_batch(policy: CrystalPolicy, prompts: torch.Tensor, generator: torch.Generator, temperature: float
-                  ) -> tuple[torch.Tensor, torch.Tensor]:
+def _sample_batch(policy: CrystalPolicy, prompts: torch.Tensor, conditions: Sequence[Condition],
+                  generator: torch.Generator, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Sequences (B, T) and log-probabilities (B, T), 0 on the prompt, for prompts (B, P)."""
     rep = policy.representation
     b, p = prompts.shape
-    room = 64
-    cache = Cache(policy.config, b, room, policy.embed.weight)
+    cache = policy.new_cache(b)
     ids = torch.full((b, rep.max_length), rep.pad, device=prompts.device)
     ids[:, :p] = prompts
     logprobs = torch.zeros(b, rep.max_length, device=prompts.device)
     active = b  # rows before `active` may still be unfinished
     new = prompts
+    state = rep.start(prompts, conditions)
     for t in range(p, rep.max_length):
-        if t > room:
-            room *= 2
-            cache = _grown(cache, policy, b, room)
         hidden = policy.hidden(new, cache)[:, -1:]
-        legal = rep.grammar.mask(ids[:active, :t], t - 1)
-        logp = policy.head(hidden, legal, temperature)[:, 0].log_softmax(-1)
+        logp = policy.head(hidden, state.legal()[:, None], temperature)[:, 0].log_softmax(-1)
         drawn = _draw(logp, generator)
+        state.advance(drawn[:, 0])
         ids[:active, t] = drawn[:, 0]
         logprobs[:active, t] = logp.gather(1, drawn)[:, 0]
         unfinished = (ids[:active, t] != rep.eos) & (ids[:active, t] != rep.pad)
         if not unfinished.any():
             break
         active = int(unfinished.nonzero()[-1]) + 1
+        state.keep(active)
         new = ids[:active, t : t + 1]
     return ids[:, : t + 1], logprobs[:, : t + 1]
 
@@ -92,13 +91,6 @@ def _draw(logp: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     cumulative = logp.double().exp().cumsum(-1)
     u = torch.rand(len(logp), 1, generator=generator, device=logp.device, dtype=torch.float64)
     return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)
-
-
-def _grown(cache: Cache, policy: CrystalPolicy, batch: int, room: int) -> Cache:
-    larger = Cache(policy.config, batch, room, cache.buffer)
-    larger.length = cache.length
-    larger.buffer[..., : cache.length, :] = cache.buffer[..., : cache.length, :]
-    return larger
 
 
 def decode(policy: CrystalPolicy, rollout: Rollout) -> list[Structure | CrystalError]:

@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 @dataclass
 class ArchitectureConfig:
     representation: str = "atoms"
+    representation_parameters: dict[str, Any] = field(default_factory=dict)
     hidden_size: int = 128
     layers: int = 4
     heads: int = 4
     intermediate_size: int = 352
     dropout: float = 0.1
+    path: str | None = None
+    dtype: str = "auto"
+    lora_rank: int = 8
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
 
 
 @dataclass
@@ -137,10 +143,10 @@ LEAST: dict[str, float] = (
     dict.fromkeys(("steps", "batch", "minibatch", "epochs", "n", "evaluate_every", "checkpoint_every", "patience",
                    "samples", "hidden_size", "layers", "heads", "intermediate_size"), 1)
     | dict.fromkeys(("seed", "threads", "workers", "warmup", "sample_every", "evaluate", "learning_rate",
-                     "weight_decay", "max_grad_norm", "relax_steps", "kl"), 0)
+                     "weight_decay", "max_grad_norm", "relax_steps", "kl", "lora_rank", "lora_alpha"), 0)
     | {"group_size": 2, "temperature": 1e-3}
 )
-SHARES = ("decay", "dropout", "condition_dropout", "ema", "clip_low", "off_prompt")
+SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "ema", "clip_low", "off_prompt")
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig}
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -238,7 +244,9 @@ def _value(text: str) -> Any:
 def _complete(verb: str, config: Any) -> Any:
     from omegaconf import OmegaConf
 
-    missing = sorted(OmegaConf.missing_keys(config))
+    # A policy's file cannot leave a key to be given with ???, which does not override a default.
+    no_path = ["policy.path"] if verb == "pretrain" and config.policy.path == "" else []
+    missing = sorted([*OmegaConf.missing_keys(config), *no_path])
     if missing:
         raise UserError(f"{', '.join(missing)} must be given: python -m rlgen.{verb} {missing[0]}=…")
     for key in known_keys(verb):
@@ -301,6 +309,13 @@ def plain(config: Any) -> dict[str, Any]:
     container = OmegaConf.to_container(config)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
+
+
+def architecture(policy: Any) -> dict[str, Any]:
+    """The settings that count for a policy: those of a language model where one is named, else those of our own."""
+    language_model = ("path", "dtype", "lora_rank", "lora_alpha", "lora_dropout")
+    return {key: value for key, value in plain(policy).items()
+            if key.startswith("representation") or (key in language_model) == (policy.path is not None)}
 
 
 def device_of(name: str) -> torch.device:

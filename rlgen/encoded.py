@@ -55,7 +55,8 @@ class Encoded:
         for i in rows:
             condition = self.prompts.row(int(i), rng)
             kept = {k: v for k, v in condition.items() if rng.random() >= dropout}
-            sequences.append(torch.from_numpy(np.concatenate([representation.prompt(kept), self.ids[i]])).long())
+            ids = representation.augment(self.ids[i], rng)
+            sequences.append(torch.from_numpy(np.concatenate([representation.prompt(kept), ids])).long())
         ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=representation.pad)
         labels = ids.masked_fill(ids == representation.pad, -100)
         labels[:, : representation.prompt_length] = -100
@@ -106,7 +107,8 @@ def encode(records: Sequence[Record], representation: Any, *, processes: int | N
 
 
 def _key(records: Sequence[Record], representation: Any) -> str:
-    digest = hashlib.sha256(f"{VERSION} {representation.name} {representation.version}".encode())
+    digest = hashlib.sha256(f"{VERSION} {representation.name} {representation.version} "
+                            f"{sorted(representation.parameters.items())}".encode())
     for record in records:
         for array in (record.lattice, record.numbers, record.frac_coords):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -149,8 +151,9 @@ def _encode_chunk(task: tuple[str, dict[str, Any], Sequence[Record]]
         try:
             ids = representation.encode(record.structure)
             written = representation.decode(ids)
-            done.append((np.array(ids, np.int32), space_group(written.lattice.matrix, written.frac_coords,
-                         written.atomic_numbers), np.array(written.atomic_numbers, np.uint8)))
+            group = representation.written_group(ids) or space_group(
+                written.lattice.matrix, written.frac_coords, written.atomic_numbers)
+            done.append((np.array(ids, np.int32), group, np.array(written.atomic_numbers, np.uint8)))
         except CrystalError as error:
             failed[error.kind] += 1
     return done, failed

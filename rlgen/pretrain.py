@@ -24,7 +24,7 @@ from policies.model import CrystalPolicy
 from policies.representations import make
 from policies.sampler import decode, sample
 from rlgen import checkpoint, data
-from rlgen.config import device_of, main, plain, resumed
+from rlgen.config import architecture, device_of, main, plain, resumed
 from rlgen.encoded import Encoded, encode
 from rlgen.tracking import Run
 from rlgen.types import CrystalError, UserError
@@ -85,7 +85,9 @@ class Trainer:
         self.step += 1
         decay = min(config.ema, self.step / (self.step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.policy.parameters()), 1 - decay)
+            pairs = zip(self.average.parameters(), self.policy.parameters(), strict=True)
+            averages, now = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)
+            torch._foreach_lerp_(averages, now, 1 - decay)
         tokens = int((labels != -100).sum())
         return {"pretrain/loss": float(loss.detach()), "pretrain/learning_rate": rate,
                 "pretrain/grad_norm": float(norm), "pretrain/tokens": tokens}
@@ -98,8 +100,8 @@ class Trainer:
                                                  "seconds": self.seconds})
 
     def load(self, folder: Path) -> None:
-        self.policy.load_state_dict(CrystalPolicy.from_pretrained(folder / "policy").state_dict())
-        self.average.load_state_dict(CrystalPolicy.from_pretrained(folder / "average").state_dict())
+        for name, policy in (("policy", self.policy), ("average", self.average)):
+            policy.load_state_dict(type(policy).from_pretrained(folder / name).state_dict())
         state = checkpoint.load_state(folder / "state")
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]
@@ -135,10 +137,14 @@ def sample_metrics(policy: CrystalPolicy, train: Encoded, count: int, reference:
 
 
 def build(config: Any, representation: Any) -> CrystalPolicy:
-    """A randomly initialised policy of the configured size."""
+    """A randomly initialised policy of the configured size, or a language model to go on from."""
     torch.manual_seed(config.seed)
-    sizes = {k: v for k, v in config.policy.items() if k != "representation"}
-    return CrystalPolicy.create(representation, **sizes)
+    settings = {k: v for k, v in architecture(config.policy).items() if not k.startswith("representation")}
+    if config.policy.path is None:
+        return CrystalPolicy.create(representation, **settings)
+    from policies.hf import HFPolicy
+
+    return HFPolicy.create(representation, **settings)
 
 
 def run(config: Any) -> None:
@@ -147,7 +153,10 @@ def run(config: Any) -> None:
     device = device_of(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    representation = make(config.policy.representation)
+    try:
+        representation = make(config.policy.representation, **plain(config.policy.representation_parameters))
+    except TypeError as error:  # a parameter that it does not have
+        raise UserError(f"policy.representation_parameters: {error}") from error
     dataset = data.load(config.data, limit=config.limit)
     print(dataset.summary())
     train, val = encode(dataset.splits["train"], representation), encode(dataset.splits["val"], representation)
@@ -218,7 +227,8 @@ def _finish(config: Any, trainer: Trainer, train: Encoded, val: Encoded, device:
     if ended == "interrupted":
         print(f"interrupted at step {trainer.step}: go on with python -m rlgen.pretrain resume={output}")
         return
-    best = CrystalPolicy.from_pretrained(output / "policy").to(device)  # type: ignore[arg-type]
+    best, _ = CrystalPolicy.load(str(output / "policy"))
+    best.to(device)  # type: ignore[arg-type]
     per_crystal, per_atom = nll(best, val)
     found = {"validation NLL (nats per crystal)": f"{per_crystal:.2f}",
              "validation NLL (nats per atom)": f"{per_atom:.3f}"}
@@ -235,10 +245,11 @@ def _finish(config: Any, trainer: Trainer, train: Encoded, val: Encoded, device:
 def write_card(folder: Path, config: Any, trainer: Trainer, crystals: int, held_out: int, found: dict[str, str]
                ) -> None:
     """README.md of a policy: how it was made, and what was measured of it."""
-    sizes = plain(config.policy)
+    sizes = architecture(config.policy)
     recipe = {k: config[k] for k in ("steps", "batch", "learning_rate", "warmup", "decay", "weight_decay", "ema",
                                      "max_grad_norm", "condition_dropout", "seed")}
-    recipe |= {f"policy.{k}": v for k, v in sizes.items()}
+    parameters_of = {f"representation_parameters.{k}": v for k, v in sizes.pop("representation_parameters").items()}
+    recipe |= {f"policy.{k}": v for k, v in {**sizes, **parameters_of}.items()}
     parameters = sum(p.numel() for p in trainer.policy.parameters())
     machine = f"{trainer.device.type} in {str(trainer.dtype)[6:]}, torch {torch.__version__}"
     text = f"""# A policy pretrained with rlgen

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 from conftest import CRYSTALS, random_conditions, tiny_policy
 from pymatgen.analysis.structure_matcher import StructureMatcher
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Composition, Element, Lattice, Structure
 
+from policies.model import CrystalPolicy
 from policies.representations import make
+from policies.representations.asked import Asked, Charges
+from policies.representations.atoms import ORDERS, Atoms
 from policies.representations.canonical import canonical_cell, random_equivalent
+from policies.representations.distances import MIN_DISTANCE
 from policies.representations.quantiser import (
     MAX_ANGLE,
     MIN_ANGLE,
@@ -19,19 +26,29 @@ from policies.representations.quantiser import (
     quantise_coordinates,
     quantise_lattice,
 )
+from policies.representations.species import Composer, Species, guess_states
 from policies.sampler import decode, sample
 from rlgen.types import CrystalError, UserError
 
 ATOMS = make("atoms", max_atoms=20)
 SYMPREC = 0.01  # Å
+END = [ATOMS.eos]
+#: Every way of writing atoms.
+WAYS = [make("atoms", max_atoms=20, lattice=lattice, order=order, oxidation=oxidation)
+        for lattice, order, oxidation in product(("first", "last"), ORDERS, (False, True))]
+every_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.layout)
 
 
-def token(name: str) -> int:
-    return ATOMS.vocabulary.index(name)
+def tokens(*names: str, way: Atoms = ATOMS) -> list[int]:
+    return [way.vocabulary.index(name) for name in names]
 
 
-def tokens(*names: str) -> list[int]:
-    return [token(name) for name in names]
+def random_policy(way: Atoms, seed: int = 0, sharpness: float = 1.0) -> CrystalPolicy:
+    torch.manual_seed(seed)
+    policy = CrystalPolicy.create(way, hidden_size=32, layers=2, heads=2, intermediate_size=64)
+    with torch.no_grad():
+        policy.embed.weight.mul_(sharpness)
+    return policy.eval()
 
 
 def group_of(structure: Structure) -> int:
@@ -44,9 +61,96 @@ def group_of(structure: Structure) -> int:
 def test_rock_salt_is_written_as_by_hand():
     # The primitive cell: a = 5.64 / sqrt(2) = 3.988 Å and 60°. Cl is the heavier one; Na, as rare and lighter, is the
     # origin; the other atom is in the middle.
-    length, angle = ("3Å", ".99Å"), ("60°", "+0/20°")
-    expected = tokens(*length * 3, *angle * 3, "Cl", *["504/1008"] * 3, "Na", *["0/1008"] * 3, "<eos>")
-    assert ATOMS.encode(CRYSTALS["rock salt"]) == expected
+    lattice = tokens(*("60°", "+0/20°") * 3, *("3Å", ".99Å") * 3)
+    chlorine, sodium = tokens("Cl", *["504/1008"] * 3), tokens("Na", *["0/1008"] * 3)
+    assert ATOMS.encode(CRYSTALS["rock salt"]) == [*lattice, *chlorine, *sodium, *END]
+    assert way(order="rising").encode(CRYSTALS["rock salt"]) == [*lattice, *sodium, *chlorine, *END]
+    assert way(order="xyz").encode(CRYSTALS["rock salt"]) == [*lattice, *sodium, *chlorine, *END]
+    assert way(lattice="last").encode(CRYSTALS["rock salt"]) == [*chlorine, *sodium, *lattice, *END]
+
+
+def way(**parameters) -> Atoms:
+    return make("atoms", max_atoms=20, **parameters)
+
+
+def names(way: Atoms, structure: Structure) -> list[str]:
+    return [way.vocabulary[i] for i in way.encode(structure)]
+
+
+def test_species_have_their_oxidation_states():
+    charged = way(oxidation=True)
+    assert [name for name in names(charged, CRYSTALS["rock salt"]) if name[:2] in ("Na", "Cl")] == ["Cl-1", "Na+1"]
+    assert "Ti+4" in names(charged, CRYSTALS["perovskite"]) and "O-2" in names(charged, CRYSTALS["perovskite"])
+    assert names(charged, CRYSTALS["hcp"]).count("Mg?") == 2
+
+
+@pytest.mark.parametrize(
+    ("formula", "expected"),
+    [
+        ("NaCl", {"Na": 1, "Cl": -1}),
+        ("LiFePO4", {"Li": 1, "Fe": 2, "P": 5, "O": -2}),
+        ("KMnO4", {"K": 1, "Mn": 7, "O": -2}),
+        ("Fe3O4", {}),  # two states of one element
+        ("NaK", {}),
+        ("Fe", {}),
+        ("He", {}),
+    ],
+)
+def test_guessed_oxidation_states(formula, expected):
+    counts = Composition(formula).get_el_amt_dict()
+    found = guess_states(tuple((Element(symbol).Z, int(n)) for symbol, n in counts.items()))
+    assert found == {Element(symbol).Z: q for symbol, q in expected.items()}
+
+
+def test_the_table_of_states_is_frozen_and_holds_every_element():
+    charged = Species.charged()
+    assert len(charged.names) == len(set(charged.names)) == 501
+    assert {z for z, q in zip(charged.z, charged.states, strict=True) if q == 0} == set(range(1, 119))
+    assert "Fe+3" in charged.names and "Fe?" in charged.names
+
+
+@every_way
+def test_every_way_brings_crystals_back(way, crystal):
+    ids = way.encode(crystal)
+    back = way.decode(ids)
+    assert StructureMatcher(primitive_cell=True).fit(crystal, back)
+    assert way.encode(back) == ids
+    assert sorted(way.augment(np.array(ids), np.random.default_rng(0)).tolist()) == sorted(ids)
+    z, frac = back.atomic_numbers, back.frac_coords.tolist()
+    assert way.order != "rising" or list(z) == sorted(z)
+    assert way.order not in ("falling", "random") or list(z) == sorted(z, reverse=True)
+    assert way.order != "xyz" or frac == sorted(frac)
+    assert len(ids) < way.max_length and make("atoms", **way.parameters).version == way.version
+
+
+def test_ways_are_told_apart():
+    assert len({way.version for way in WAYS}) == len(WAYS)
+
+
+@pytest.mark.parametrize("wrong", [{"lattice": "middle"}, {"order": "high"}, {"oxidation": "some"}])
+def test_unknown_ways_are_the_users_mistake(wrong):
+    with pytest.raises(UserError, match="known: f|known: F"):
+        way(**wrong)
+
+
+@pytest.mark.parametrize("lattice", ["first", "last"])
+def test_a_random_order_is_another_one_each_time(lattice):
+    shuffled, rng = way(order="random", lattice=lattice), np.random.default_rng(0)
+    ids = np.array(shuffled.encode(CRYSTALS["GdFeO3"]))
+    others = [shuffled.augment(ids, rng) for _ in range(5)]
+    assert len({tuple(other) for other in [ids, *others]}) == 6
+    for other in others:
+        assert StructureMatcher(primitive_cell=False, scale=False).fit(shuffled.decode(other), shuffled.decode(ids))
+        assert shuffled.encode(shuffled.decode(other)) == ids.tolist()
+    assert ATOMS.augment(ids, rng) is ids
+
+
+def test_arrays_are_those_of_the_crystal(crystal):
+    ids = ATOMS.encode(crystal)
+    matrix, frac, numbers = ATOMS.decode_arrays(ids)
+    back = ATOMS.decode(ids)
+    assert (back.lattice.matrix == matrix).all() and tuple(numbers) == back.atomic_numbers
+    assert (back.frac_coords == frac).all()
 
 
 def test_no_two_tokens_have_one_name():
@@ -73,8 +177,12 @@ def test_mp20_comes_back(mp20):
     back = [ATOMS.decode(ATOMS.encode(s)) for s in mp20]
     matcher = StructureMatcher()
     assert np.mean([matcher.fit(a, b) for a, b in zip(mp20, back, strict=True)]) >= 0.995
-    # 91 % of 2,100 MP-20 crystals: half a step of the grid is 0.005 Å, half of this tolerance.
-    assert np.mean([group_of(a) == group_of(b) for a, b in zip(mp20, back, strict=True)]) >= 0.9
+    assert np.mean([group_of(a) == group_of(b) for a, b in zip(mp20, back, strict=True)]) >= 0.98
+
+
+def test_what_is_read_from_mp20_is_written_as_it_was(mp20):
+    written = [ATOMS.encode(s) for s in mp20]
+    assert np.mean([ATOMS.encode(ATOMS.decode(ids)) == ids for ids in written]) >= 0.98
 
 
 def test_mp20_is_written_the_same_from_every_description(mp20):
@@ -179,10 +287,10 @@ def test_a_lattice_off_the_grid_is_refused_and_not_clipped(at, beyond):
 
 # What cannot be read
 
-LATTICE = tokens(*("4Å", ".00Å") * 3, *("90°", "+0/20°") * 3)
+RIGHT, FOUR = tokens(*("90°", "+0/20°") * 3), tokens(*("4Å", ".00Å") * 3)
+LATTICE = RIGHT + FOUR
 ATOM = tokens("Na", "0/1008", "0/1008", "0/1008")
-FLAT = tokens(*("4Å", ".00Å") * 3, "60°", "+0/20°", "60°", "+0/20°", "120°", "+0/20°")
-END = [ATOMS.eos]
+FLAT = tokens("60°", "+0/20°", "60°", "+0/20°", "120°", "+0/20°") + FOUR
 
 
 @pytest.mark.parametrize(
@@ -195,14 +303,14 @@ END = [ATOMS.eos]
         (LATTICE + ATOM[:3] + END, "parse", "whole atoms"),
         (LATTICE + ATOM + ATOM[:2] + END, "parse", "whole atoms"),
         (LATTICE[:10] + ATOM + END, "parse", "whole atoms"),
-        (LATTICE[1:] + LATTICE[:1] + ATOM + END, "parse", "where a length belongs"),
+        (LATTICE[1:] + LATTICE[:1] + ATOM + END, "parse", "where a degree belongs"),
         (LATTICE + ATOM[::-1] + END, "parse", "where a element belongs"),
         (LATTICE + tokens("Na", "0/1008", "Cl", "0/1008") + END, "parse", "Cl where a coordinate belongs"),
         (LATTICE + tokens("element?") + ATOM[1:] + END, "parse", "no element"),
         ([*LATTICE, 10**6, *ATOM[1:], *END], "parse", "1000000 where"),
         ([*LATTICE, -1, *ATOM[1:], *END], "parse", "-1 where"),
         (FLAT + ATOM + END, "geometry", "no cell has the angles"),
-        (LATTICE[:6] + tokens(*("150°", "+0/20°") * 3) + ATOM + END, "geometry", "no cell has the angles"),
+        (tokens(*("150°", "+0/20°") * 3) + FOUR + ATOM + END, "geometry", "no cell has the angles"),
     ],
 )
 def test_what_cannot_be_read_is_named(ids, kind, says):
@@ -252,12 +360,16 @@ def padded(rows: list[list[int]]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
 
-def truths(structure: Structure) -> dict:
-    return {
-        "space_group": group_of(structure),
-        "n_atoms": len(ATOMS.decode(ATOMS.encode(structure))),
-        "element": structure.species[0].symbol,
-    }
+def truths(structure: Structure, way: Atoms = ATOMS) -> dict:
+    written = way.decode(way.encode(structure))
+    return {"space_group": group_of(structure), "n_atoms": len(written), "element": structure.species[0].symbol}
+
+
+def hard_truths(structure: Structure, way: Atoms = ATOMS) -> dict:
+    composition = structure.composition
+    return {"formula": composition.reduced_formula, "elements": composition.chemical_system, "max_atoms": 20,
+            "neutral": way.oxidation is False and Asked.can_be_neutral(
+                [(element.Z, int(n)) for element, n in composition.element_composition.items()])}
 
 
 def some_sequences(rng: np.random.Generator) -> torch.Tensor:
@@ -270,29 +382,47 @@ def some_sequences(rng: np.random.Generator) -> torch.Tensor:
 
 
 def test_the_mask_of_a_prefix_is_a_column_of_the_whole_mask():
-    ids = some_sequences(np.random.default_rng(0))
-    whole = ATOMS.grammar.mask(ids)
-    assert whole.shape == (*ids.shape, len(ATOMS.vocabulary))
-    for t in range(1, ids.shape[1] + 1):
-        assert (ATOMS.grammar.mask(ids[:, :t]) == whole[:, :t]).all()
-        assert (ATOMS.grammar.mask(ids[:, :t], t - 1)[:, 0] == whole[:, t - 1]).all()
+    ids, p = some_sequences(np.random.default_rng(0)), ATOMS.prompt_length
+    whole = ATOMS.masks(ids)
+    assert whole.shape == (len(ids), ids.shape[1] - p + 1, len(ATOMS.vocabulary))
+    for t in range(p, ids.shape[1] + 1):
+        assert (ATOMS.masks(ids[:, :t]) == whole[:, : t - p + 1]).all()
 
 
-def test_every_place_has_a_legal_token():
-    ids = some_sequences(np.random.default_rng(1))
-    assert ATOMS.grammar.mask(ids).any(-1).all()
+@every_way
+def test_rows_do_not_depend_on_those_beside_them(way):
+    conditions = [hard_truths(s, way) if i % 2 else {} for i, s in enumerate(CRYSTALS.values())]
+    rows = [way.prompt({}) + way.encode(s) for s in CRYSTALS.values()]
+    ids = padded(rows)
+    whole = way.masks(ids, conditions)
+    assert whole.any(-1).all()
+    for i, row in enumerate(rows):
+        alone = way.masks(torch.tensor([row]), conditions[i : i + 1])[0]
+        assert (alone == whole[i, : len(alone)]).all()
+    state, trimmed = way.start(ids[:, :4], conditions), way.start(ids[:, :4], conditions)
+    for t in range(4, ids.shape[1]):
+        if t == 20:
+            trimmed.keep(5)
+        state.advance(ids[:, t])
+        trimmed.advance(ids[: len(trimmed.ended), t])
+        assert (trimmed.legal() == state.legal()[: len(trimmed.ended)]).all()
 
 
-def assert_legal(structures: list[Structure]) -> None:
-    """Each crystal's own sequence is legal under all of its prompt and under nothing asked."""
-    for asked in (truths, lambda structure: {}):
-        ids = padded([ATOMS.prompt(asked(s)) + ATOMS.encode(s) for s in structures])
-        legal = ATOMS.grammar.mask(ids[:, :-1]).gather(2, ids[:, 1:, None])[..., 0]
+def assert_legal(structures: list[Structure], way: Atoms = ATOMS) -> None:
+    """Each crystal's own sequence is legal under all of its prompt and under nothing asked, and as it is hard asked."""
+    written = [way.encode(s) for s in structures]
+    rng = np.random.default_rng(0)
+    for asked in ({}, truths, hard_truths):
+        conditions = [asked(s, way) if callable(asked) else asked for s in structures]
+        ids = padded([way.prompt(c) + way.augment(np.array(i), rng).tolist()
+                      for c, i in zip(conditions, written, strict=True)])
+        legal = way.masks(ids[:, :-1], conditions).gather(2, ids[:, way.prompt_length :, None])[..., 0]
         assert legal.all(), [structures[i].formula for i in (~legal.all(1)).nonzero()[:, 0].tolist()]
 
 
-def test_built_crystals_are_legal():
-    assert_legal(list(CRYSTALS.values()))
+@every_way
+def test_built_crystals_are_legal(way):
+    assert_legal(list(CRYSTALS.values()), way)
 
 
 def test_mp20_is_legal(mp20):
@@ -300,11 +430,12 @@ def test_mp20_is_legal(mp20):
 
 
 def legal_after(condition: dict, rest: list[int]) -> set[str]:
-    mask = ATOMS.grammar.mask(torch.tensor([ATOMS.prompt(condition) + rest]))[0, -1]
+    mask = ATOMS.masks(torch.tensor([ATOMS.prompt(condition) + rest]), [condition])[0, -1]
     return {ATOMS.vocabulary[i] for i in mask.nonzero()[:, 0].tolist()}
 
 
 HELIUM = tokens("He", "0/1008", "0/1008", "0/1008")
+MAGNESIUM = tokens("Mg", "0/1008", "0/1008", "0/1008")
 
 
 @pytest.mark.parametrize(
@@ -319,8 +450,18 @@ HELIUM = tokens("He", "0/1008", "0/1008", "0/1008")
         ({"element": "He", "n_atoms": 1}, LATTICE, {"He"}),
         ({}, LATTICE + HELIUM + END, {"<pad>"}),
         ({}, LATTICE + HELIUM + [*END, ATOMS.pad], {"<pad>"}),
-        ({}, LATTICE[:7], {f"+{i}/20°" for i in range(20)}),
-        ({}, LATTICE[:6] + tokens("150°"), {"+0/20°"}),  # nothing beyond 150°
+        ({}, LATTICE[:1], {f"+{i}/20°" for i in range(20)}),
+        ({}, tokens("150°"), {"+0/20°"}),  # nothing beyond 150°
+        ({"formula": "HeH"}, LATTICE, {"He"}),  # the heavier one first
+        ({"formula": "HeH"}, LATTICE + HELIUM, {"He", "H"}),
+        ({"formula": "HeH", "n_atoms": 2}, LATTICE + HELIUM, {"H"}),
+        ({"formula": "He"}, LATTICE + HELIUM, {"He", "<eos>"}),
+        ({"elements": "He-B"}, LATTICE, {"He", "B"}),
+        ({"elements": "He-B"}, LATTICE + HELIUM, {"He", "<eos>"}),
+        ({"max_atoms": 1}, LATTICE + HELIUM, {"<eos>"}),
+        ({"elements": "Na-F", "neutral": True, "n_atoms": 2}, LATTICE, {"Na"}),
+        ({"elements": "Na-F", "neutral": True}, LATTICE + ATOM, {"Na", "F"}),
+        ({"elements": "Mg-F", "neutral": True, "n_atoms": 3}, LATTICE + MAGNESIUM, {"F"}),
     ],
 )
 def test_the_grammar_by_hand(condition, rest, expected):
@@ -342,12 +483,12 @@ def test_gamma_always_makes_a_cell():
     pairs = np.concatenate([edges, rng.integers(600, 3001, (300, 2)) / 20])
     first, steps = ATOMS.first, np.rint(pairs * 20).astype(int)
     written = torch.tensor(np.stack([steps // 20 - 30 + first["degree"], steps % 20 + first["twentieth"]], -1))
-    ids = torch.cat([torch.tensor(ATOMS.prompt({}) + LATTICE[:6]).expand(len(pairs), -1), written.flatten(1)], 1)
-    whole = ATOMS.grammar.mask(ids)[:, -1, first["degree"] : first["degree"] + 121]
+    ids = torch.cat([torch.tensor(ATOMS.prompt({})).expand(len(pairs), -1), written.flatten(1)], 1)
+    whole = ATOMS.masks(ids)[:, -1, first["degree"] : first["degree"] + 121]
     parts = torch.zeros(len(pairs), 121, 20, dtype=torch.bool)
     for degree in range(121):
         longer = torch.cat([ids, torch.full((len(pairs), 1), first["degree"] + degree)], 1)
-        parts[:, degree] = ATOMS.grammar.mask(longer)[:, -1, first["twentieth"] : first["twentieth"] + 20]
+        parts[:, degree] = ATOMS.masks(longer)[:, -1, first["twentieth"] : first["twentieth"] + 20]
     assert whole.any(1).all()
     assert (whole == parts.any(2)).all()  # no degree without a twentieth, and no cell left out by the degree
 
@@ -362,6 +503,136 @@ def test_gamma_always_makes_a_cell():
     assert parts.numpy()[(room > 2.001) & on_grid].all()  # and no cell that is not flat is forbidden
 
 
+def test_a_cell_has_room_for_its_atoms():
+    small = RIGHT + tokens("1Å", ".50Å", "1Å", ".50Å", "4Å", ".00Å")  # 9 Å³, three atoms of 3 Å³
+    assert legal_after({}, small + HELIUM * 2) == {"H", "He", "<eos>"}
+    assert legal_after({}, small + HELIUM * 3) == {"<eos>"}
+    wide = RIGHT + tokens("3Å", ".00Å", "3Å", ".00Å")  # 20 atoms take 60 Å³
+    assert min(legal_after({"n_atoms": 20}, wide), key=lambda name: int(name[:-1])) == "6Å"
+
+
+def test_atoms_keep_their_distance():
+    ids = LATTICE + HELIUM + tokens("He", "0/1008", "0/1008")
+    apart = {f"{k}/1008" for k in range(1008) if 4 * min(k, 1008 - k) / 1008 >= MIN_DISTANCE}
+    assert legal_after({}, ids) == apart
+    assert len(legal_after({}, LATTICE + HELIUM + tokens("He", "500/1008", "0/1008"))) == 1008
+
+
+# Species that must come out as asked
+
+
+@pytest.mark.parametrize("order", [-1, 0, 1])
+@pytest.mark.parametrize("exact", [0, 4])
+@pytest.mark.parametrize("owed", [0, 8])
+@pytest.mark.parametrize("charged", [False, True])
+@pytest.mark.parametrize("asked", [Asked(elements=frozenset({3, 8, 22}), neutral=True),
+                                   Asked(formula=((3, 1), (8, 1)), neutral=False)], ids=["neutral", "formula"])
+def test_species_are_allowed_exactly_where_the_end_can_be_reached(order, exact, owed, charged, asked):
+    """Against all compositions of up to four atoms, written out."""
+    composer = Composer.of(charged, asked, exact, order)
+    species, most = composer.species, 4
+    begin, least = composer.start(most, owed)
+
+    def whole(row: tuple[int, ...]) -> bool:
+        z = [species.z[i] for i in row]
+        if (exact and len(row) != exact) or (owed and owed not in z) or not row:
+            return False
+        if asked.formula:
+            return z.count(3) == z.count(8)
+        total = Charges.none()
+        for i in row:
+            total = total.plus(species.charges[i])
+        return total.closes
+
+    rows = [row for n in range(most + 1) for row in product(composer.pool, repeat=n)
+            if all((species.z[b] - species.z[a]) * order >= 0 for a, b in zip(row, row[1:], strict=False))]
+    good = {row for row in rows if whole(row)}
+    prefixes = {row[:n] for row in good for n in range(len(row) + 1)}
+    assert least == min(map(len, good))
+    for row in prefixes:
+        progress = begin
+        for i in row:
+            progress = composer.add(progress, i)
+        places, ends = composer.next(progress)
+        assert ends == (row in good)
+        assert {(*row, i) for i in places} == {other for other in prefixes if other[:-1] == row and len(other) > len(row)}
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [{"formula": "Li20Fe"}, {"neutral": True, "elements": "Na-K"}, {"neutral": True, "elements": "Na-O", "n_atoms": 2}],
+)
+def test_what_no_composition_has_is_the_users_mistake(condition):
+    with pytest.raises(UserError, match=r"no .*crystal of"):
+        ATOMS.start(torch.tensor([ATOMS.prompt(condition)]), [condition])
+
+
+# Rollouts
+
+FORMULAS = ("NaCl", "LiFePO4", "SiO2", "Ca2FeO5", "Fe3O4", "BaTiO3", "Si", "MgAl2O4")
+
+
+def hard_conditions(way: Atoms, n: int, rng: np.random.Generator) -> list[dict]:
+    """Random conditions with all kinds of hard ones among them, those that can be met."""
+    found = []
+    for condition in random_conditions(n, rng, keep=0.4):
+        formula, elements, most, neutral = rng.random(4) < (0.3, 0.5, 0.4, 0.5)
+        if formula:
+            condition = {"formula": str(rng.choice(FORMULAS))}
+            if rng.random() < 0.5:
+                condition["n_atoms"] = int(Composition(condition["formula"]).num_atoms * rng.integers(1, 3))
+        elif elements:
+            chosen = [Element.from_Z(int(z)).symbol for z in rng.choice(np.arange(1, 100), 4, replace=False)]
+            condition["elements"] = "-".join(chosen + [condition[key] for key in ("element",) if key in condition])
+        if most:
+            condition["max_atoms"] = int(rng.integers(condition.get("n_atoms", 1), 21))
+        if neutral:
+            condition["neutral"] = True
+        try:
+            way.start(torch.tensor([way.prompt(condition)]), [condition])
+            found.append(condition)
+        except UserError:
+            continue
+    return found
+
+
+def assert_as_asked(way: Atoms, asked: dict, crystal: Structure, ids: list[int]) -> None:
+    assert isinstance(crystal, Structure), crystal
+    assert asked.get("n_atoms", len(crystal)) == len(crystal) <= asked.get("max_atoms", 20)
+    assert asked.get("element", crystal.species[0].symbol) in crystal.symbol_set
+    assert set(crystal.symbol_set) <= set(asked.get("elements", "-".join(crystal.symbol_set)).split("-"))
+    if "formula" in asked:
+        assert crystal.composition.reduced_composition == Composition(asked["formula"]).reduced_composition
+    if asked.get("neutral") and way.oxidation:
+        places = [i - way.first["species"] for i in ids]
+        assert sum(way.species.states[i] for i in places if 0 <= i < way.sizes["species"]) == 0
+    elif asked.get("neutral"):
+        assert Asked.can_be_neutral(tuple(Counter(crystal.atomic_numbers).items()))
+    z = np.array(crystal.atomic_numbers)
+    assert (np.diff(z) * ORDERS[way.order] >= 0).all()
+
+
+@every_way
+def test_conditions_are_always_met(way):
+    policy = random_policy(way, seed=1)
+    conditions = hard_conditions(way, 60, np.random.default_rng(2))
+    rollout = sample(policy, conditions, torch.Generator().manual_seed(0))
+    rows = rollout.ids.tolist()
+    for asked, crystal, ids in zip(conditions, decode(policy, rollout), rows, strict=True):
+        assert_as_asked(way, asked, crystal, ids)
+    again, _ = policy.token_logprobs(rollout.ids, rollout.temperature, conditions)
+    assert (rollout.logprobs - again)[rollout.mask].abs().max() < 1e-4
+
+
+def closest(matrix: np.ndarray, frac: np.ndarray) -> float:
+    """The shortest distance (Å) between two atoms, all images within one cell counted."""
+    images = np.array(list(product((-1, 0, 1), repeat=3)))
+    difference = frac[:, None] - frac
+    difference = difference - np.round(difference)
+    d = np.linalg.norm((difference[:, :, None] + images) @ matrix, axis=-1).min(-1)
+    return float(d[np.triu_indices(len(frac), 1)].min(initial=np.inf))
+
+
 def test_all_that_a_random_policy_writes_can_be_read():
     conditions = random_conditions(2000, np.random.default_rng(0))
     policy = tiny_policy(sharpness=1.0)
@@ -371,4 +642,23 @@ def test_all_that_a_random_policy_writes_can_be_read():
         assert len(crystal) == asked.get("n_atoms", len(crystal)) <= 20
         assert asked.get("element", crystal.species[0].symbol) in crystal.symbol_set
         assert crystal.volume > 0
+        assert closest(crystal.lattice.matrix, crystal.frac_coords) >= MIN_DISTANCE - 1e-3
     assert {len(c) for c, asked in zip(crystals, conditions, strict=True) if "n_atoms" not in asked} > {1, 2, 3, 4}
+
+
+def test_atoms_find_room_in_the_smallest_cells():
+    """Random legal tokens, the shortest of the lengths and 20 atoms: as crowded as the grammar allows."""
+    rng, rows = torch.Generator().manual_seed(0), 200
+    state = ATOMS.start(torch.tensor([ATOMS.prompt({"n_atoms": 20})] * rows))
+    columns = []
+    for t in range(12 + 80):
+        weights = state.legal().float()
+        if 6 <= t < 12:
+            weights *= torch.arange(weights.shape[1], 0, -1.0) ** 60  # the first ones
+        columns.append(torch.multinomial(weights, 1, generator=rng)[:, 0])
+        state.advance(columns[-1])
+    crystals = [ATOMS.decode_arrays([*row, *END]) for row in torch.stack(columns, 1).tolist()]
+    volumes = np.array([abs(np.linalg.det(matrix)) for matrix, _, _ in crystals])
+    apart = np.array([closest(matrix, frac) for matrix, frac, _ in crystals])
+    assert (volumes >= 60).all() and np.median(volumes) < 120
+    assert (apart >= MIN_DISTANCE - 1e-3).mean() >= 0.99

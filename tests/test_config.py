@@ -77,7 +77,7 @@ def test_free_values_are_read_as_meant(text, value):
         ("pretrain", ["steps=1.5"], "^steps=1.5: .*Integer"),
         ("pretrain", ["steps=null"], "^steps=None?|^steps=null"),
         ("pretrain", ["policy.dropout=high"], "^policy.dropout=high: .*Float"),
-        ("pretrain", ["policy=huge"], "unknown policy=huge; known: base, compact, small, tiny"),
+        ("pretrain", ["policy=huge"], "unknown policy=huge; known: base, compact, hf, small, tiny"),
         ("finetune", ["algorithm=ppo"], "unknown algorithm=ppo; known: grpo, trl"),
         ("pretrain", ["steps"], "'steps' is not key=value.*--help"),
         ("pretrain", ["batch=0"], "batch=0: must be at least 1"),

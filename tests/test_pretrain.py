@@ -295,8 +295,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(table, tmp_path):
     [
         (["stpes=3"], "unknown key 'stpes'; did you mean 'steps'?\nknown keys: policy.representation"),
         (["steps=many"], "steps=many"),
-        (["policy=huge"], "unknown policy=huge; known: base, compact, small, tiny"),
+        (["policy=huge"], "unknown policy=huge; known: base, compact, hf, small, tiny"),
         (["policy.representation=molecules"], "unknown representation 'molecules'; known: atoms"),
+        (["policy.representation_parameters.x=1"], "policy.representation_parameters: "),
         (["policy.hidden_size=30"], "hidden_size=30 must be a multiple of twice heads=4"),
         (["data=nowhere.csv"], "no data set and no file is called 'nowhere.csv'"),
         (["limit=2"], "there are no crystals to write"),

@@ -6,7 +6,12 @@ from typing import Any
 
 from rlgen.types import UserError
 
-REPRESENTATIONS = {"atoms": "policies.representations.atoms:Atoms"}
+REPRESENTATIONS = {
+    "atoms": "policies.representations.atoms:Atoms",
+    "orbits": "policies.representations.orbits:Orbits",
+    "text": "policies.representations.text:Text",
+    "invariant": "policies.representations.invariant:Invariant",
+}
 
 
 def make(name: str, **parameters: Any):

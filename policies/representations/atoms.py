@@ -1,235 +1,289 @@
 """The `atoms` representation: the canonical primitive cell, then species x y z for every atom (after Materium).
 
 A sequence is a prompt of four tokens, `<bos> space_group n_atoms element` (each of the last three may be "unknown"),
-then twelve lattice tokens (a, b, c as whole ångströms and hundredths; alpha, beta, gamma as degrees and twentieths),
-then four tokens an atom in order of falling atomic number, then `<eos>`. What a token means follows from its place
-alone, which is what makes the grammar below cheap.
+then twelve lattice tokens (alpha, beta, gamma as degrees and twentieths; a, b, c as whole ångströms and hundredths),
+then four tokens an atom, then `<eos>`; or the lattice after the atoms.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from pymatgen.core import Element, Lattice, Structure
 
-from policies.representations.canonical import canonical_cell
-from policies.representations.quantiser import (
-    ANGLE_STEPS,
-    LENGTH_STEPS,
-    MAX_ANGLE,
-    MAX_LENGTH,
-    MIN_ANGLE,
-    MIN_LENGTH,
-    Q,
-    lattice_parameters,
-    quantise_lattice,
-)
+from policies.representations.asked import Asked
+from policies.representations.base import EOS, PAD, Representation, State
+from policies.representations.canonical import CanonicalCell, canonical_cell
+from policies.representations.distances import MIN_VOLUME, free_on_line
+from policies.representations.lattice import BLOCKS, LatticeState, free_tokens, read, write
+from policies.representations.quantiser import Q
+from policies.representations.species import Composer, Progress, Species
 from rlgen.types import Condition, CrystalError, UserError
 
-MAX_Z = 118
-PAD, BOS, EOS = 0, 1, 2
-PROMPT = 4
-LATTICE = 12
-#: Angles must leave this much room (degrees) to the ones that make a flat cell.
-FLAT_MARGIN = 2.0
+LATTICE = free_tokens(0)
+#: How atomic numbers go on from atom to atom.
+ORDERS = {"falling": -1, "rising": 1, "xyz": 0, "random": 0}
 
 
-class Atoms:
-    """Writes and reads crystals of up to `max_atoms` atoms in the primitive cell."""
+class Atoms(Representation):
+    """Writes and reads crystals of up to `max_atoms` atoms in the primitive cell.
+
+    lattice: "first" or "last" (as Materium does). order: of the atoms, by "falling" or "rising" atomic number, by
+    their coordinates ("xyz"), or "random", anew in each epoch. oxidation: whether species have an oxidation state.
+    """
 
     name = "atoms"
-    prompt_length = PROMPT
-    pad, eos = PAD, EOS
 
-    def __init__(self, max_atoms: int = 200):
-        self.max_atoms = max_atoms
-        blocks = {
-            "special": ["<pad>", "<bos>", "<eos>"],
-            "space_group": ["group?"] + [f"group{i}" for i in range(1, 231)],
-            "n_atoms": ["atoms?"] + [f"atoms{i}" for i in range(1, max_atoms + 1)],
-            "element": ["element?"] + [Element.from_Z(z).symbol for z in range(1, MAX_Z + 1)],
-            "length": [f"{i}Å" for i in range(MIN_LENGTH, MAX_LENGTH)],
-            "hundredth": [f".{i:02d}Å" for i in range(LENGTH_STEPS)],
-            "degree": [f"{i}°" for i in range(MIN_ANGLE, MAX_ANGLE + 1)],
-            "twentieth": [f"+{i}/20°" for i in range(ANGLE_STEPS)],
-            "coordinate": [f"{i}/{Q}" for i in range(Q)],
-        }
-        self.vocabulary: list[str] = []
-        #: First token of each block.
-        self.first: dict[str, int] = {}
-        for name, tokens in blocks.items():
-            self.first[name] = len(self.vocabulary)
-            self.vocabulary += tokens
-        self.sizes = {name: len(tokens) for name, tokens in blocks.items()}
-        self.grammar = AtomsGrammar(self)
+    def __init__(self, max_atoms: int = 200, lattice: str = "first", order: str = "falling", oxidation: bool = False):
+        for name, value, known in (("lattice", lattice, ("first", "last")), ("order", order, tuple(ORDERS)),
+                                   ("oxidation", oxidation, (False, True))):
+            if value not in known:
+                raise UserError(f"{name}={value!r} of the representation atoms; known: {', '.join(map(str, known))}")
+        self.lattice_first, self.order, self.oxidation = lattice == "first", order, bool(oxidation)
+        self.species = Species.charged() if oxidation else Species.elements()
+        #: Elements are told in prompts too, by the same tokens.
+        self.block = "species" if oxidation else "element"
+        own = {"species": list(self.species.names)} if oxidation else {}
+        super().__init__(max_atoms, own | BLOCKS | {"coordinate": [f"{i}/{Q}" for i in range(Q)]})
 
     @property
-    def parameters(self) -> dict[str, int]:
-        """What `make` needs to build this representation again."""
-        return {"max_atoms": self.max_atoms}
+    def parameters(self) -> dict[str, Any]:
+        return {"max_atoms": self.max_atoms, "lattice": "first" if self.lattice_first else "last",
+                "order": self.order, "oxidation": self.oxidation}
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest sequence, prompt and `<eos>` included."""
-        return PROMPT + LATTICE + 4 * self.max_atoms + 1
+        return self.prompt_length + LATTICE + 4 * self.max_atoms + 1
 
     @property
-    def version(self) -> str:
-        """Hash of the vocabulary and layout: checkpoints and caches of another version are refused."""
-        return hashlib.sha256("\n".join(["atoms-1", *self.vocabulary]).encode()).hexdigest()[:16]
+    def layout(self) -> str:
+        return " ".join(["atoms-2", *(f"{name}={value}" for name, value in self.parameters.items())])
 
     def encode(self, structure: Structure) -> list[int]:
-        """The tokens after the prompt, `<eos>` included. Raises CrystalError for what cannot be written."""
         cell = canonical_cell(structure)
         if len(cell.numbers) > self.max_atoms:
             raise CrystalError("parse", f"{len(cell.numbers)} atoms in the primitive cell, at most {self.max_atoms}")
-        ids = []
-        for i, k in enumerate(quantise_lattice(cell.parameters)):
-            whole, part = ("length", "hundredth") if i < 3 else ("degree", "twentieth")
-            steps, lowest = (LENGTH_STEPS, MIN_LENGTH) if i < 3 else (ANGLE_STEPS, MIN_ANGLE)
-            ids += [self.first[whole] + int(k) // steps - lowest, self.first[part] + int(k) % steps]
-        for z, xyz in zip(cell.numbers, cell.grid, strict=True):
-            ids += [self.first["element"] + int(z), *(self.first["coordinate"] + int(k) for k in xyz)]
-        return [*ids, EOS]
+        lattice = write(cell.parameters, 0, self.first)
+        species = self.first[self.block] + self.species.write(cell.numbers)
+        atoms = np.column_stack([species, self.first["coordinate"] + cell.grid])[self._order(cell)].ravel().tolist()
+        return [*lattice, *atoms, EOS] if self.lattice_first else [*atoms, *lattice, EOS]
+
+    def _order(self, cell: CanonicalCell) -> np.ndarray:
+        """(N,) in which the atoms of a canonical cell are written; one with random order begins as falling."""
+        if self.order == "xyz":
+            return np.lexsort(cell.grid.T[::-1])
+        if self.order == "rising":
+            return np.argsort(cell.numbers, kind="stable")
+        return np.arange(len(cell.numbers))
 
     def decode(self, ids: Sequence[int]) -> Structure:
-        """The crystal written by the tokens after the prompt. Raises CrystalError naming what is wrong."""
+        matrix, frac, numbers = self.decode_arrays(ids)
+        return Structure(Lattice(matrix), [Element.from_Z(z) for z in numbers.tolist()], frac)
+
+    def decode_arrays(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lattice (3, 3; Å, rows), fractional coordinates (N, 3) and atomic numbers (N,) of what `decode` reads."""
         ids = list(ids)
         if EOS not in ids:
             raise CrystalError("parse", "the sequence does not end")
         ids = ids[: ids.index(EOS)]
         if len(ids) < LATTICE + 4 or (len(ids) - LATTICE) % 4:
             raise CrystalError("parse", f"{len(ids)} tokens do not make a lattice and whole atoms")
-        numbers, grid = [], []
-        k = [self._read(ids[2 * i], whole) * steps + self._read(ids[2 * i + 1], part) for i, (whole, part, steps) in
-             enumerate([("length", "hundredth", LENGTH_STEPS)] * 3 + [("degree", "twentieth", ANGLE_STEPS)] * 3)]
-        k = np.array(k) + np.array([MIN_LENGTH * LENGTH_STEPS] * 3 + [MIN_ANGLE * ANGLE_STEPS] * 3)
-        for at in range(LATTICE, len(ids), 4):
-            z = self._read(ids[at], "element")
-            if z == 0:
-                raise CrystalError("parse", "an atom of no element")
-            numbers.append(z)
-            grid.append([self._read(token, "coordinate") for token in ids[at + 1 : at + 4]])
-        parameters = lattice_parameters(k)
-        alpha, beta, gamma = parameters[3:]
-        if not abs(alpha - beta) < gamma < min(alpha + beta, 360 - alpha - beta):
-            raise CrystalError("geometry", f"no cell has the angles {alpha}, {beta}, {gamma}")
-        species = [Element.from_Z(z) for z in numbers]
-        return Structure(Lattice.from_parameters(*parameters), species, np.array(grid) / Q)
+        lattice, atoms = (ids[:LATTICE], ids[LATTICE:]) if self.lattice_first else (ids[-LATTICE:], ids[:-LATTICE])
+        parameters = read(lattice, 0, self)
+        species = [self.species.z[self.read(token, self.block)] for token in atoms[::4]]
+        if not all(species):
+            raise CrystalError("parse", "an atom of no element")
+        grid = [self.read(token, "coordinate") for i, token in enumerate(atoms) if i % 4]
+        return Lattice.from_parameters(*parameters).matrix, np.array(grid).reshape(-1, 3) / Q, np.array(species)
 
-    def _read(self, token: int, block: str) -> int:
-        value = int(token) - self.first[block]
-        if not 0 <= value < self.sizes[block]:
-            name = self.vocabulary[token] if 0 <= token < len(self.vocabulary) else str(token)
-            raise CrystalError("parse", f"{name} where a {block} belongs")
-        return value
+    def augment(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if self.order != "random":
+            return ids
+        begin = LATTICE if self.lattice_first else 0
+        end = len(ids) - 1 - (LATTICE - begin)
+        atoms = rng.permutation(ids[begin:end].reshape(-1, 4))
+        return np.concatenate([ids[:begin], atoms.ravel(), ids[end:]])
 
-    def prompt(self, condition: Condition) -> list[int]:
-        """The four prompt tokens of a condition. Raises UserError for a value that cannot be asked for."""
-        unknown = set(condition) - {"space_group", "n_atoms", "element"}
-        if unknown:
-            raise UserError(f"cannot ask for {', '.join(sorted(unknown))}; known: space_group, n_atoms, element")
-        group, n = int(condition.get("space_group", 0)), int(condition.get("n_atoms", 0))
-        symbol = condition.get("element")
-        if not 0 <= group <= 230:
-            raise UserError(f"space_group={group} is not in 1 to 230")
-        if not 0 <= n <= self.max_atoms:
-            raise UserError(f"n_atoms={n} is not in 1 to {self.max_atoms}")
-        if symbol is not None and not Element.is_valid_symbol(symbol):
-            raise UserError(f"element={symbol!r} is no element")
-        z = Element(symbol).Z if symbol else 0
-        return [BOS, self.first["space_group"] + group, self.first["n_atoms"] + n, self.first["element"] + z]
+    def start(self, prompts: torch.Tensor, conditions: Sequence[Condition] | None = None) -> AtomsState:
+        return AtomsState(self, prompts, conditions)
 
 
-class AtomsGrammar:
-    """Which tokens may come next. Every prefix it allows can be completed.
+class AtomsState(State):
+    """What may come next in B sequences that are all at the same place, but for those that have begun their last
+    lattice or ended.
 
-    Beyond the kind of token that each place asks for: atoms come in order of falling atomic number; the number of
-    atoms asked for is exact; the element asked for occurs; angles make a cell.
+    Beyond the kind of token that a place asks for: atoms come in order of their atomic numbers, where that is the
+    order; the number of atoms asked for is exact, and no cell is too small for its atoms; the element asked for
+    occurs; the lattice makes a cell; and what `asked.Asked` says. With the lattice first no atom is closer to another
+    than the least distance. Where no z is left that is far enough from all others, every z is allowed: from there no
+    crystal without atoms too close can be had. With the lattice last distances are not known while atoms are written.
     """
 
-    def __init__(self, representation: Atoms):
-        rep = self.rep = representation
-        v, first, size = len(rep.vocabulary), rep.first, rep.sizes
-        kinds = ["space_group", "n_atoms", "element", *["length", "hundredth"] * 3, *["degree", "twentieth"] * 3]
-        # On the CPU whatever the default device: transformers builds models on "meta" while it loads them.
-        self.slots = torch.zeros(len(kinds) + 4, v, dtype=torch.bool, device="cpu")  # prompt, lattice, species, x, y, z
-        for i, kind in enumerate([*kinds, "element", *["coordinate"] * 3]):
-            self.slots[i, first[kind] : first[kind] + size[kind]] = True
-        self.slots[len(kinds), first["element"]] = False  # an atom is of some element
-        whole, part = torch.arange(size["degree"], device="cpu"), torch.arange(ANGLE_STEPS, device="cpu")
-        self.angle = MIN_ANGLE + whole[:, None] + part / ANGLE_STEPS  # (121, 20) degrees
-        self.angle[-1, 1:] = float("nan")  # nothing beyond the last whole degree
+    def __init__(self, rep: Atoms, prompts: torch.Tensor, conditions: Sequence[Condition] | None):
+        b, device = len(prompts), prompts.device
+        self.rep, self.order = rep, ORDERS[rep.order]
+        _, self.asked_n, self.owed = rep.read_prompts(prompts)
+        self.species = torch.tensor(rep.species.z, device=device)  # (S,) atomic numbers
+        self.most = torch.where(self.asked_n > 0, self.asked_n, rep.max_atoms)  # (B,) atoms
+        self.allowed = (self.species > 0).expand(b, -1)  # (B, S) by the elements asked for
+        self.composed: dict[int, tuple[Composer, Progress]] = {}  # rows whose species need looking ahead
+        least = self.asked_n.clamp(min=1)
+        if conditions is not None:
+            self._ask(conditions, least)
+        self.cell = LatticeState(rep.first, torch.zeros(b, dtype=torch.long, device=device),
+                                 MIN_VOLUME * least.double())
+        self.least = least
+        self.written = 0  # tokens after the prompt
+        self.n = 0  # atoms
+        self.last = torch.zeros(b, dtype=torch.long, device=device)  # atomic number of the last atom, 0 for none
+        self.ended = torch.zeros(b, dtype=torch.bool, device=device)
+        self.closing = torch.zeros_like(self.ended)  # the lattice that comes last is begun
+        self.points = torch.zeros(b, rep.max_atoms + LATTICE // 4 + 1, 3, device=device)  # fractional
+        self.metric = torch.zeros(b, 3, 3, device=device)
 
-    def mask(self, ids: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Legal next tokens after each prefix that ends at position start..T-1.
+    def _ask(self, conditions: Sequence[Condition], least: torch.Tensor) -> None:
+        """Take in what conditions ask beyond the prompt; `least` (B,) atoms are raised to what they need."""
+        exact, owed = self.asked_n.tolist(), self.owed.tolist()
+        for i, condition in enumerate(conditions):
+            asked = Asked.of(condition)
+            if asked is None:
+                continue
+            most = min(int(self.most[i]), asked.max_atoms or self.rep.max_atoms)
+            self.most[i] = most
+            if asked.elements is not None:
+                among = torch.tensor(sorted(asked.elements), device=self.species.device)
+                self.allowed = self.allowed.clone() if self.allowed.stride(0) == 0 else self.allowed
+                self.allowed[i] = torch.isin(self.species, among)
+            if asked.formula is not None or asked.neutral:
+                composer = Composer.of(self.rep.oxidation, asked, exact[i], self.order)
+                progress, fewest = composer.start(most, owed[i])
+                self.composed[i] = composer, progress
+                least[i] = max(int(least[i]), fewest)
 
-        ids: (B, T) sequences from `<bos>` on, right-padded. Returns (B, T - start, V) bool. Positions past `<eos>`
-        allow `<pad>` only.
-        """
-        first = self.rep.first
-        b, t = ids.shape
-        device = ids.device
-        slots = self.slots.to(device)
-        place = torch.arange(start, t, device=device)  # a prefix ending at p is followed by the token of place p
-        n_fixed = PROMPT - 1 + LATTICE
-        slot = torch.where(place < n_fixed, place, n_fixed + (place - n_fixed) % 4)
-        legal = slots[slot].expand(b, -1, -1).clone()
+    def keep(self, rows: int) -> None:
+        for name in ("asked_n", "owed", "most", "allowed", "least", "last", "ended", "closing", "points", "metric"):
+            setattr(self, name, getattr(self, name)[:rows])
+        self.cell.keep(rows)
+        self.composed = {i: row for i, row in self.composed.items() if i < rows}
 
-        asked_n = (ids[:, 2] - first["n_atoms"]) if t > 2 else torch.zeros(b, dtype=torch.long, device=device)
-        asked_z = (ids[:, 3] - first["element"]) if t > 3 else torch.zeros(b, dtype=torch.long, device=device)
-        for column, p in enumerate(range(start, t)):
-            at = p - n_fixed
-            if at >= 0 and at % 4 == 0:
-                self._species(legal[:, column], ids[:, : p + 1], at // 4, asked_n, asked_z)
-            elif PROMPT - 1 + 6 <= p < n_fixed and ((p - PROMPT + 1) % 2 == 1 or p >= n_fixed - 2):
-                self._angles(legal[:, column], ids, p)
-        ended = (ids == EOS).cumsum(1)[:, start:] > 0
-        legal[ended] = False
-        legal[..., PAD] = ended
-        return legal
+    @property
+    def _slot(self) -> int:
+        """Which token of an atom comes next: 0 for the species, then x, y, z; -1 for one of a lattice that is first."""
+        if self.rep.lattice_first:
+            return (self.written - LATTICE) % 4 if self.written >= LATTICE else -1
+        return self.written % 4
 
-    def _species(self, legal: torch.Tensor, prefix: torch.Tensor, placed: int, asked_n: torch.Tensor,
-                 asked_z: torch.Tensor) -> None:
-        """Narrow (B, V) to the species (or the end) that may follow `placed` atoms."""
-        first = self.rep.first["element"]
-        z = torch.arange(MAX_Z + 1, device=prefix.device)[None]  # (1, 119)
-        species = prefix[:, PROMPT + LATTICE :: 4][:, :placed] - first  # (B, placed)
-        limit = torch.where(asked_n > 0, asked_n, self.rep.max_atoms)
-        owed = (asked_z > 0) & ~(species == asked_z[:, None]).any(1)
-        allowed = z > 0
-        if placed:
-            allowed = allowed & (z <= species[:, -1:])
-        allowed = allowed & (~owed[:, None] | (z >= asked_z[:, None]))
-        last = owed & (placed == limit - 1)
-        allowed = allowed & (~last[:, None] | (z == asked_z[:, None]))
-        full = placed >= limit
-        legal[:, first : first + MAX_Z + 1] = allowed & ~full[:, None]
-        legal[:, EOS] = full | ((asked_n == 0) & ~owed & (placed > 0))
+    # What may come next
 
-    def _angles(self, legal: torch.Tensor, ids: torch.Tensor, p: int) -> None:
-        """Narrow (B, V) at an angle's twentieths, and at gamma, to the angles that make a cell."""
-        first = self.rep.first
-        which, is_part = divmod(p - (PROMPT - 1) - 6, 2)
-        values = [self._angle_at(ids, i) for i in range(which)]
-        angle = self.angle.to(ids.device)
-        good = ~angle.isnan()[None].expand(len(ids), -1, -1)
-        if which == 2:
-            low = (values[0] - values[1]).abs() + FLAT_MARGIN
-            high = torch.minimum(values[0] + values[1], 360 - values[0] - values[1]) - FLAT_MARGIN
-            good = good & (angle > low[:, None, None]) & (angle < high[:, None, None])
-        if is_part:
-            whole = (ids[:, p] - first["degree"]).clamp(0, len(angle) - 1)
-            legal[:, first["twentieth"] : first["twentieth"] + ANGLE_STEPS] = good[torch.arange(len(ids)), whole]
+    def legal(self) -> torch.Tensor:
+        mask = torch.zeros(len(self.ended), len(self.rep.vocabulary), dtype=torch.bool, device=self.ended.device)
+        slot, first = self._slot, self.rep.first["coordinate"]
+        if slot == -1:
+            self.cell.legal(mask, torch.arange(len(mask), device=mask.device))
+        elif slot == 0:
+            self._next_species(mask)
+        elif slot == 3 and self.rep.lattice_first:
+            mask[:, first : first + Q] = self._free()
         else:
-            legal[:, first["degree"] : first["degree"] + len(angle)] = good.any(2)
+            mask[:, first : first + Q] = True
+        if not self.rep.lattice_first:
+            self._close(mask)
+        mask &= ~self.ended[:, None]
+        mask[:, PAD] = self.ended
+        return mask
 
-    def _angle_at(self, ids: torch.Tensor, i: int) -> torch.Tensor:
-        """(B,) degrees of the i-th angle, already written."""
-        at = PROMPT + 6 + 2 * i
-        whole = (ids[:, at] - self.rep.first["degree"]).clamp(0, MAX_ANGLE - MIN_ANGLE)
-        part = (ids[:, at + 1] - self.rep.first["twentieth"]).clamp(0, ANGLE_STEPS - 1)
-        return MIN_ANGLE + whole + part / ANGLE_STEPS
+    def _close(self, mask: torch.Tensor) -> None:
+        """The lattice that comes last, and the end after it."""
+        mask &= ~self.closing[:, None]
+        complete = self.cell.written == LATTICE
+        self.cell.legal(mask, (self.closing & ~complete).nonzero()[:, 0])
+        mask[:, EOS] = complete
+
+    def _next_species(self, mask: torch.Tensor) -> None:
+        z, owed = self.species, self.owed[:, None]
+        pending, last_one = owed > 0, (self.most - 1 == self.n)[:, None]
+        allowed = self.allowed & (~(pending & last_one) | (z == owed))
+        if self.order:
+            allowed = allowed & (((z - self.last[:, None]) * self.order >= 0) | (self.n == 0))
+            allowed = allowed & (~pending | ((owed - z) * self.order >= 0))
+        full = self.most <= self.n
+        allowed = allowed & ~full[:, None]
+        ends = full | ((self.asked_n == 0) & (self.owed == 0) & (self.n > 0))
+        self._compose(allowed, ends)
+        first = self.rep.first[self.rep.block]
+        mask[:, first : first + len(z)] = allowed
+        if self.rep.lattice_first:
+            mask[:, EOS] = ends
+        else:
+            self.cell.legal(mask, (ends & ~self.closing & ~self.ended).nonzero()[:, 0])
+
+    def _compose(self, allowed: torch.Tensor, ends: torch.Tensor) -> None:
+        """Narrow (B, S) species and (B,) ends where a formula or a charge is asked for."""
+        if not self.composed:
+            return
+        found = [composer.next(progress) for composer, progress in self.composed.values()]
+        own = np.zeros((len(found), len(self.species)), dtype=bool)
+        for i, (places, _) in enumerate(found):
+            own[i, list(places)] = True
+        rows = torch.tensor(list(self.composed), device=allowed.device)
+        allowed[rows] = torch.from_numpy(own).to(allowed.device)
+        ends[rows] = torch.tensor([end for _, end in found], device=allowed.device)
+
+    def _free(self) -> torch.Tensor:
+        """(B, Q) bool: the z that keep the atom apart from those before it; all where none does."""
+        n = self.n
+        start = self.points[:, n : n + 1] - self.points[:, :n]
+        up = torch.zeros_like(start)
+        up[..., 2] = 1
+        free = free_on_line(self.metric, start, up, ~self.ended[:, None].expand(-1, n))
+        return free | ~free.any(1, keepdim=True)
+
+    # What came
+
+    def advance(self, tokens: torch.Tensor) -> None:
+        slot = self._slot
+        self.ended = self.ended | (tokens == EOS)
+        if slot == -1:
+            self.cell.advance(tokens, torch.arange(len(tokens), device=tokens.device))
+            if self.written == LATTICE - 1:
+                self._enter_cell()
+        else:
+            if not self.rep.lattice_first:
+                self._advance_last_cell(tokens, slot)
+            if slot == 0:
+                self._add(tokens - self.rep.first[self.rep.block])
+            else:
+                self.points[:, self.n, slot - 1] = (tokens - self.rep.first["coordinate"]) / Q
+            self.n += slot == 3
+        self.written += 1
+
+    def _enter_cell(self) -> None:
+        """Bind the number of atoms by the volume of the cell."""
+        self.metric = self.cell.metric()
+        room = (self.cell.cell_volume() / MIN_VOLUME).nan_to_num(0).long()
+        self.most = torch.minimum(self.most, torch.maximum(room, self.least))
+        for i, (composer, progress) in self.composed.items():
+            self.composed[i] = composer, composer.limit(progress, int(self.most[i]))
+
+    def _advance_last_cell(self, tokens: torch.Tensor, slot: int) -> None:
+        if slot == 0:
+            z = tokens - self.rep.first[self.rep.block]
+            begin = ~self.closing & ~self.ended & ((z < 0) | (z >= len(self.species)))
+            self.closing = self.closing | begin
+            self.cell.volume = torch.where(begin, MIN_VOLUME * max(self.n, 1), self.cell.volume)
+        rows = (self.closing & (self.cell.written < LATTICE)).nonzero()[:, 0]
+        self.cell.advance(tokens[rows], rows)
+
+    def _add(self, places: torch.Tensor) -> None:
+        """The species (B,) at these places of their block came; those elsewhere are none."""
+        known = (places >= 0) & (places < len(self.species))
+        self.last = torch.where(known, self.species[places.clamp(0, len(self.species) - 1)], self.last)
+        self.owed = self.owed * (self.owed != self.last)
+        if self.composed:
+            of = torch.where(known, places, -1).tolist()
+            for i, (composer, progress) in self.composed.items():
+                if of[i] >= 0:
+                    self.composed[i] = composer, composer.add(progress, of[i])

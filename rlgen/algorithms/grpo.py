@@ -54,7 +54,7 @@ class GRPO:
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote; the reference stays the policy that this was made with."""
         model = self.accelerator.unwrap_model(self.policy)
-        model.load_state_dict(CrystalPolicy.from_pretrained(folder / "policy").state_dict())
+        model.load_state_dict(type(model).from_pretrained(folder / "policy").state_dict())
         self.optimiser.load_state_dict(checkpoint.load_state(folder / "optimiser"))
 
     def _step(self, rollout: Rollout, advantages: torch.Tensor, rows: torch.Tensor) -> dict[str, float]:
@@ -64,9 +64,10 @@ class GRPO:
         mask, old = mask[:, :length], rollout.logprobs[rows, :length]
         ids = rollout.ids[rows, : rollout.ids.shape[1] - rollout.mask.shape[1] + length]
         model = self.accelerator.unwrap_model(self.policy)
+        asked = [rollout.conditions[i] for i in rows.tolist()]
         with torch.no_grad():
-            reference, _ = self.reference.token_logprobs(ids, rollout.temperature)
-        logprobs, entropy = model.token_logprobs(ids, rollout.temperature)
+            reference, _ = self.reference.token_logprobs(ids, rollout.temperature, asked)
+        logprobs, entropy = model.token_logprobs(ids, rollout.temperature, asked)
         surrogate = token_mean(clipped_surrogate(logprobs, old, advantages[rows], c.clip_low, c.clip_high), mask)
         kl = token_mean(kl_k3(logprobs, reference), mask)
         self.accelerator.backward(surrogate + c.kl * kl)

@@ -1,0 +1,67 @@
+"""Where on a line of grid points an atom may lie without coming too close to others, periodic images included."""
+
+from __future__ import annotations
+
+import torch
+
+from policies.representations.quantiser import Q
+
+#: Å: no two atoms are written closer (the validity limit of Xie et al., arXiv 2110.06197).
+MIN_DISTANCE = 0.5
+#: Å: the least distance between the lattice planes of a cell (MP-20's least is 1.95). From twice the limit on, of two
+#: atoms only the pair of images that is nearest in every fractional coordinate can be too close.
+MIN_HEIGHT = 1.5
+#: Å³ per atom: the least a cell offers (MP-20's densest has 6.7).
+MIN_VOLUME = 3.0
+
+
+def too_close(metric: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
+    """(B, ...) bool: fractional differences (B, ..., 3) under the limit in cells with metric tensors (B, 3, 3)."""
+    d = difference - difference.round()
+    shape = (len(metric), *[1] * (d.ndim - 2), 3, 3)
+    squared = (d.unsqueeze(-2) @ metric.view(shape) @ d.unsqueeze(-1))[..., 0, 0]
+    return squared < MIN_DISTANCE**2
+
+
+def free_on_line(metric: torch.Tensor, start: torch.Tensor, direction: torch.Tensor, real: torch.Tensor,
+                 steps: int = Q) -> torch.Tensor:
+    """Grid values u = k/steps at which none of M differences start + direction * u is too close to a lattice vector.
+
+    metric: (B, 3, 3) Å². start: (B, M, 3). direction: (B, M, 3) whole numbers. real: (B, M) bool, the differences
+    that count. Returns (B, steps) bool. |start + direction u - n|² is a parabola in u for every lattice vector n, so
+    what is forbidden is an interval of u; intervals are added up by their ends.
+    """
+    b, m, _ = start.shape
+    allowed = torch.ones(b, steps, dtype=torch.bool, device=start.device)
+    if not m or not b:
+        return allowed
+    # Along an axis that the line does not move in, only planes nearer than the limit can hold an atom too close.
+    spacing = torch.linalg.inv(metric).diagonal(dim1=1, dim2=2).rsqrt().unsqueeze(1)  # (B, 1, 3) Å between planes
+    near = (direction != 0) | ((start - start.round()).abs() * spacing < MIN_DISTANCE)
+    row, pair = (near.all(2) & real).nonzero(as_tuple=True)
+    if not len(row):
+        return allowed
+    d, r = start[row, pair], direction[row, pair]  # (L, 3)
+    reach = int(r.abs().max()) + 1  # lattice planes that a line from 0 to 1 comes near to
+    ahead = torch.cartesian_prod(*[torch.arange(reach, device=start.device)] * 3).to(start.dtype)  # (K, 3)
+    # From the plane next to the start, in the line's direction; a component that does not move has one candidate.
+    line, which = (ahead <= r.abs().unsqueeze(1)).all(2).nonzero(as_tuple=True)
+    row, d, r = row[line], d[line], r[line]
+    d = d - d.round() - r.sign() * ahead[which]
+    g = metric[row]
+    gr = (g @ r.unsqueeze(-1))[..., 0]
+    a, half_b = (r * gr).sum(-1), (d * gr).sum(-1)
+    c = (d * (g @ d.unsqueeze(-1))[..., 0]).sum(-1) - MIN_DISTANCE**2
+    root = half_b**2 - a * c
+    hit = (root > 0) & (a > 0)
+    fixed = (a == 0) & (c < 0)  # a difference that does not depend on u
+    allowed[row[fixed]] = False
+    row, a, half_b, root = row[hit], a[hit], half_b[hit], root[hit].sqrt()
+    first = ((-half_b - root) / a * steps).floor().long() + 1
+    last = ((-half_b + root) / a * steps).ceil().long() - 1
+    inside = (last >= first) & (last >= 0) & (first < steps)
+    row, first, last = row[inside], first[inside].clamp(min=0), last[inside].clamp(max=steps - 1)
+    ends = torch.zeros(b, steps + 1, dtype=torch.int32, device=start.device)
+    ends.index_put_((row, first), torch.ones_like(row, dtype=torch.int32), accumulate=True)
+    ends.index_put_((row, last + 1), -torch.ones_like(row, dtype=torch.int32), accumulate=True)
+    return allowed & (ends.cumsum(1)[:, :steps] == 0)

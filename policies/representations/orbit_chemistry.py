@@ -1,0 +1,199 @@
+"""Hard conditions on compositions made of Wyckoff positions: which choices can still be completed exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from policies.representations.asked import Asked, Charges
+from policies.representations.base import MAX_Z
+from policies.representations.orbit_tables import tables
+from rlgen.types import Condition, UserError
+
+if TYPE_CHECKING:
+    from policies.representations.orbits import Orbits
+
+Counts = tuple[int, ...]
+
+
+@dataclass
+class _Row:
+    """One sequence: what is asked, its number of atoms (0: not asked), owed element, compositions still possible."""
+
+    asked: Asked
+    n: int
+    owed: int
+    budgets: list[dict[int, int]] = field(default_factory=list)
+    placed: int = 0
+    charges: Charges = field(default_factory=Charges.none)
+
+    @property
+    def allowed(self) -> frozenset[int]:
+        return self.asked.elements or _ALL
+
+
+_ALL = frozenset(range(1, MAX_Z + 1))
+
+
+class Chemistry:
+    """The rows of a batch that have hard conditions; all others pass through every method unchanged."""
+
+    def __init__(self, max_atoms: int, rows: dict[int, _Row]):
+        self.max_atoms, self.rows = max_atoms, rows
+
+    @classmethod
+    def of(cls, representation: Orbits, prompts: torch.Tensor, conditions: Sequence[Condition] | None) -> Chemistry:
+        rows = {}
+        for i, condition in enumerate(conditions or ()):
+            asked = Asked.of(condition)
+            if asked is not None:
+                group, n, z = (int(x) for x in representation.read_prompts(prompts[i : i + 1]))
+                row = _Row(asked, n, z, asked.budgets(representation.max_atoms, n) if asked.formula else [])
+                rows[i] = row
+                chemistry = cls(representation.max_atoms, {i: row})
+                if group and not chemistry._can_begin(row, group):
+                    raise UserError(f"space group {group} has no choice of Wyckoff positions for {dict(condition)}")
+        return cls(representation.max_atoms, rows)
+
+    def keep(self, rows: int) -> None:
+        self.rows = {i: row for i, row in self.rows.items() if i < rows}
+
+    def limit(self, most: torch.Tensor) -> None:
+        """Lower (B,) greatest numbers of atoms to those asked for."""
+        for i, row in self.rows.items():
+            if row.asked.max_atoms is not None:
+                most[i] = min(int(most[i]), row.asked.max_atoms)
+            if row.budgets:
+                most[i] = min(int(most[i]), max(sum(b.values()) for b in row.budgets))
+
+    def groups(self, rows: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
+        """Narrow (R, 231) groups to those in which what is asked can be made."""
+        for r, row in self._chosen(rows):
+            for g in good[r].nonzero()[:, 0].tolist():
+                good[r, g] = self._can_begin(row, g)
+        return good
+
+    def orbits(self, rows: torch.Tensor, at: torch.Tensor, after: torch.Tensor, left: torch.Tensor,
+               good: torch.Tensor) -> torch.Tensor:
+        """Narrow (R, P) positions (rows of the tables) to those that some element can take."""
+        for r, row in self._chosen(rows):
+            for j in good[r].nonzero()[:, 0].tolist():
+                good[r, j] = any(self._fits(row, z, int(at[r, j]), int(after[r, j]), int(left[r]))
+                                 for z in self._candidates(row))
+        return good
+
+    def elements(self, rows: torch.Tensor, site: torch.Tensor, after: torch.Tensor, left: torch.Tensor,
+                 good: torch.Tensor) -> torch.Tensor:
+        """Narrow (R, 118) elements of the positions being written; left: (R,) atoms before they are placed."""
+        for r, row in self._chosen(rows):
+            fitting = {z for z in self._candidates(row)
+                       if self._fits(row, z, int(site[r]), int(after[r]), int(left[r]))}
+            good[r] &= torch.tensor([z in fitting for z in range(1, MAX_Z + 1)], device=good.device)
+        return good
+
+    def ends(self, rows: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """Narrow (R,) possible ends to those at which what is asked is met."""
+        for r, row in self._chosen(rows):
+            met = any(not any(b.values()) for b in row.budgets) if row.asked.formula else True
+            end[r] &= met and (not self._counts_charge(row) or row.charges.closes)
+        return end
+
+    def take(self, rows: torch.Tensor, site: torch.Tensor, z: torch.Tensor) -> None:
+        """A position (row of the tables) was given an element."""
+        for r, row in self._chosen(rows):
+            element, m = int(z[r]), int(tables(self.max_atoms).atoms[site[r]])
+            row.placed += m
+            row.owed = 0 if row.owed == element else row.owed
+            row.budgets = [b | {element: b[element] - m} for b in row.budgets if b.get(element, 0) >= m]
+            if self._counts_charge(row) and element:
+                row.charges = row.charges.plus(Charges.of(element).times(m))
+
+    def _chosen(self, rows: torch.Tensor) -> list[tuple[int, _Row]]:
+        if not self.rows:
+            return []
+        return [(r, self.rows[i]) for r, i in enumerate(rows.tolist()) if i in self.rows]
+
+    def _counts_charge(self, row: _Row) -> bool:
+        """A formula settles the charge by itself."""
+        return row.asked.neutral and row.asked.formula is None
+
+    def _candidates(self, row: _Row) -> list[int]:
+        if row.asked.formula:
+            return sorted({z for b in row.budgets for z, count in b.items() if count})
+        return sorted(row.allowed)
+
+    def _can_begin(self, row: _Row, group: int) -> bool:
+        start = int(tables(self.max_atoms).base[group])
+        if row.asked.formula:
+            return any(_makeable(self.max_atoms, start, _counts(b)) for b in row.budgets)
+        if not self._counts_charge(row):
+            return True
+        most = row.n or min(self.max_atoms, row.asked.max_atoms or self.max_atoms)
+        return _sums(self.max_atoms, start, most, row.n > 0, row.owed, row.allowed).closes
+
+    def _fits(self, row: _Row, z: int, site: int, after: int, left: int) -> bool:
+        """Whether element z on a position leaves something that can be completed."""
+        m = int(tables(self.max_atoms).atoms[site])
+        if row.asked.formula:
+            return any(_makeable(self.max_atoms, after, _counts(b | {z: b[z] - m}))
+                       for b in row.budgets if b.get(z, 0) >= m)
+        if not self._counts_charge(row):
+            return True
+        owed = 0 if z == row.owed else row.owed
+        rest = _sums(self.max_atoms, after, left - m, row.n > 0, owed, row.allowed)
+        return row.charges.plus(Charges.of(z).times(m)).plus(rest).closes
+
+
+def _counts(budget: dict[int, int]) -> Counts:
+    return tuple(sorted(count for count in budget.values() if count))
+
+
+@cache
+def _makeable(max_atoms: int, start: int, counts: Counts) -> bool:
+    """Whether positions from a row of the tables on can hold so many atoms of each of some elements."""
+    t = tables(max_atoms)
+    if not counts:
+        return True
+    m = int(t.atoms[start])
+    if m > max_atoms:
+        return False
+    if t.dof[start] > 0:  # so have all that follow: each can be used again and again, by every element
+        return all(bool(t.reach[start, c]) for c in counts)
+    if _makeable(max_atoms, start + 1, counts):
+        return True
+    for i, c in enumerate(counts):
+        if c >= m:
+            rest = tuple(sorted((*counts[:i], *counts[i + 1 :], *([c - m] if c > m else []))))
+            if _makeable(max_atoms, start + 1, rest):
+                return True
+    return False
+
+
+@cache
+def _sums(max_atoms: int, start: int, left: int, exact: bool, owed: int, allowed: frozenset[int]) -> Charges:
+    """Total charges of what can still be written: exactly `left` atoms, or up to so many; `owed` must be among them."""
+    t = tables(max_atoms)
+    found = Charges.none() if not owed and (left == 0 or not exact) else Charges(0, 0)
+    m = int(t.atoms[start])
+    if m > max_atoms or left == 0:
+        return found
+    found |= _sums(max_atoms, start + 1, left, exact, owed, allowed)
+    if m <= left:
+        after = start if t.dof[start] > 0 else start + 1
+        found |= _any_of(allowed, m).plus(_sums(max_atoms, after, left - m, exact, owed, allowed))
+        if owed:
+            found |= Charges.of(owed).times(m).plus(_sums(max_atoms, after, left - m, exact, 0, allowed))
+    return found
+
+
+@cache
+def _any_of(elements: frozenset[int], m: int) -> Charges:
+    """The total charges of m atoms of any one of some elements."""
+    found = Charges(0, 0)
+    for z in elements:
+        found |= Charges.of(z).times(m)
+    return found
