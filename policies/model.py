@@ -190,13 +190,20 @@ class CrystalPolicy(PreTrainedModel):
         return self.norm(x)
 
     @classmethod
-    def load(cls, name: str) -> tuple[CrystalPolicy, PromptTable]:
-        """A trained policy and its prompt table: "shipped", or the folder that pretraining or fine-tuning wrote."""
+    def load(cls, name: str, representation: str | None = None) -> tuple[CrystalPolicy, PromptTable]:
+        """A trained policy and its prompt table: "shipped", or the folder that pretraining or fine-tuning wrote.
+
+        UserError where there is none, or where it writes crystals in another way than the one named.
+        """
         folder = SHIPPED if name == "shipped" else Path(name)
         if not (folder / "config.json").exists():
             raise UserError(f"policy={name}: no policy there ({folder / 'config.json'} is missing); give 'shipped' or "
                             "the policy/ folder of a run")
-        if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "rlgen-hf-policy":
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if representation not in (None, stored.get("representation")):
+            raise UserError(f"policy={name} writes crystals as {stored.get('representation')}, not {representation}; "
+                            f"python -m rlgen.pretrain representation={representation} makes one that does")
+        if stored.get("model_type") == "rlgen-hf-policy":
             from policies.hf import HFPolicy
 
             return HFPolicy.from_pretrained(folder), PromptTable.load(folder)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pymatgen.core import Element
 
+from policies.representations.asked import Asked
 from rlgen.types import Condition, UserError
 
 FILE = "prompts.safetensors"
+#: Crystals that are tried for a condition before it goes without what they would add.
+TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,48 @@ class PromptTable:
         return {"space_group": int(self.space_group[i]), "n_atoms": int(self.n_atoms[i]),
                 "element": Element.from_Z(element).symbol}
 
-    def sample(self, n: int, rng: np.random.Generator, keep: float = 1.0) -> list[Condition]:
-        """n conditions drawn from the data's joint distribution; each property is kept with probability `keep`."""
-        rows = [self.row(int(i), rng) for i in rng.integers(len(self), size=n)]
-        return [{k: v for k, v in row.items() if keep >= 1 or rng.random() < keep} for row in rows]
+    def sample(self, n: int, rng: np.random.Generator) -> list[Condition]:
+        """n conditions drawn from the data's joint distribution."""
+        return [self.row(int(i), rng) for i in rng.integers(len(self), size=n)]
+
+    def answering(self, asked: Condition, n: int, rng: np.random.Generator, possible: Callable[[Condition], bool]
+                  ) -> list[Condition]:
+        """n conditions that hold what is asked; what it leaves open follows the crystals of the data that fit it.
+
+        possible: whether a condition can be met at all. Where no crystal fits, only what is asked is.
+        """
+        rows = self._fitting(asked)
+        found: list[Condition] = []
+        for _ in range(n):
+            some: Sequence[int] = rng.choice(rows, TRIES).tolist() if len(rows) else []
+            drawn = ({**self._open(i, asked, rng), **asked} for i in some)
+            found.append(next((condition for condition in drawn if possible(condition)), dict(asked)))
+        return found
+
+    def _fitting(self, asked: Condition) -> np.ndarray:
+        """Rows of the crystals that could answer: of the group, size and number of elements that are asked for."""
+        hard = Asked.of(asked) or Asked()
+        fits = np.ones(len(self), bool)
+        for key, column in (("space_group", self.space_group), ("n_atoms", self.n_atoms)):
+            if key in asked:
+                fits &= column == int(asked[key])
+        if "element" in asked and hard.formula is None:
+            fits &= (self.elements == Element(asked["element"]).Z).any(1)
+        kinds = (self.elements > 0).sum(1)
+        if hard.formula is not None:
+            fits &= (self.n_atoms % sum(count for _, count in hard.formula) == 0) & (kinds == len(hard.formula))
+        if hard.elements is not None:
+            fits &= kinds <= len(hard.elements)
+        if hard.max_atoms is not None:
+            fits &= self.n_atoms <= hard.max_atoms
+        return np.flatnonzero(fits)
+
+    def _open(self, i: int, asked: Condition, rng: np.random.Generator) -> dict[str, Any]:
+        """The condition that crystal i answers, but for an element where others are asked for."""
+        drawn = dict(self.row(i, rng))
+        if "formula" in asked or "elements" in asked:
+            del drawn["element"]
+        return drawn
 
     def save(self, folder: Path) -> None:
         from safetensors.numpy import save_file

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ArchitectureConfig:
-    representation: str = "atoms"
+    representation: str = "orbits"
     representation_parameters: dict[str, Any] = field(default_factory=dict)
     hidden_size: int = 128
     layers: int = 4
@@ -92,6 +92,7 @@ class FinetuneConfig:
     """Settings of `python -m rlgen.finetune`."""
 
     policy: str = "shipped"
+    representation: str | None = None
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     energy: str = "auto"
@@ -115,6 +116,7 @@ class SampleConfig:
     """Settings of `python -m rlgen.sample`."""
 
     policy: str = "shipped"
+    representation: str | None = None
     n: int = 100
     output: str = "samples"
     seed: int = 0
@@ -149,6 +151,8 @@ LEAST: dict[str, float] = (
 SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "ema", "clip_low", "off_prompt")
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig}
+#: Keys with a short name of their own.
+SHORT = {"pretrain": {"representation": "policy.representation"}, "finetune": {"reward": "reward.expression"}}
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -168,11 +172,12 @@ def load(verb: str, arguments: Sequence[str] | None = None) -> Any:
     others = [key for key, _ in pairs if key != "resume"]
     if others and any(key == "resume" and value != "null" for key, value in pairs):
         raise UserError(f"resume= goes on with the run's own settings: leave out {', '.join(others)}")
+    pairs = [(SHORT.get(verb, {}).get(key, key), value) for key, value in pairs]
     groups = _groups(verb)
     config = _compose(verb, [_option(groups, key, value) for key, value in pairs if key in groups])
     for key, value in pairs:
         if key not in groups:
-            _set(config, verb, "reward.expression" if key == "reward" else key, value)
+            _set(config, verb, key, value)
     return _complete(verb, config)
 
 

@@ -156,7 +156,22 @@ def _encode_chunk(task: tuple[str, dict[str, Any], Sequence[Record]]
             done.append((np.array(ids, np.int32), group, np.array(written.atomic_numbers, np.uint8)))
         except CrystalError as error:
             failed[error.kind] += 1
-    return done, failed
+    allowed = _allowed(representation, [ids for ids, _, _ in done])
+    failed["geometry"] += len(done) - sum(allowed)
+    return [row for row, fine in zip(done, allowed, strict=True) if fine], failed
+
+
+def _allowed(representation: Any, sequences: list[np.ndarray]) -> list[bool]:
+    """Which sequences the grammar allows: no policy could learn another, such as one with atoms too close."""
+    prompt = representation.prompt({})
+    found: list[bool] = []
+    for start in range(0, len(sequences), 64):
+        rows = [torch.tensor([*prompt, *s.tolist()]) for s in sequences[start : start + 64]]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=representation.pad)
+        answer = ids[:, len(prompt) :]
+        legal = representation.masks(ids[:, :-1]).gather(2, answer[..., None])[..., 0]
+        found += (legal | (answer == representation.pad)).all(1).tolist()
+    return found
 
 
 def space_group(lattice: Any, frac_coords: Any, numbers: Any) -> int:

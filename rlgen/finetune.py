@@ -40,7 +40,7 @@ def run(config: Any) -> None:
         raise UserError(f"algorithm.scale_rewards={config.algorithm.scale_rewards}; known: group, none")
     resolve_energies(config)
     output, started = Path(config.output), time.monotonic()
-    policy, prompts = CrystalPolicy.load(config.policy)
+    policy, prompts = CrystalPolicy.load(config.policy, config.representation)
     rewards, expression = make_rewards(config)
     if config.algorithm.name == "trl":
         from rlgen.algorithms.trl import train

@@ -12,17 +12,20 @@ from rich.progress import track
 from policies.model import CrystalPolicy
 from policies.sampler import decode, sample
 from rlgen import samples
-from rlgen.config import device_of, main
+from rlgen.config import device_of, main, plain
 from rlgen.types import CrystalError
 
 
 def run(config: Any) -> None:
-    policy, prompts = CrystalPolicy.load(config.policy)
+    policy, prompts = CrystalPolicy.load(config.policy, config.representation)
     policy.to(device_of(config.device))  # type: ignore[arg-type]
     rng = np.random.default_rng(config.seed)
-    # What is not asked for follows the training data; what is, overrides it.
-    asked = dict(config.condition)
-    conditions = [{**drawn, **asked} for drawn in prompts.sample(config.n, rng)]
+    asked, representation = plain(config.condition), policy.representation
+    if asked:
+        representation.start(torch.tensor([representation.prompt(asked)]), [asked])  # says what cannot be met
+        conditions = prompts.answering(asked, config.n, rng, representation.possible)
+    else:
+        conditions = prompts.sample(config.n, rng)
     generator = torch.Generator(policy.device).manual_seed(config.seed)
     started, crystals, kept = time.monotonic(), [], []
     for start in track(range(0, config.n, config.batch), "sampling"):

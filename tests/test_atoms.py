@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -129,7 +129,7 @@ def test_ways_are_told_apart():
 
 @pytest.mark.parametrize("wrong", [{"lattice": "middle"}, {"order": "high"}, {"oxidation": "some"}])
 def test_unknown_ways_are_the_users_mistake(wrong):
-    with pytest.raises(UserError, match="known: f|known: F"):
+    with pytest.raises(UserError, match=r"known: (f|F)"):
         way(**wrong)
 
 
@@ -366,10 +366,10 @@ def truths(structure: Structure, way: Atoms = ATOMS) -> dict:
 
 
 def hard_truths(structure: Structure, way: Atoms = ATOMS) -> dict:
-    composition = structure.composition
-    return {"formula": composition.reduced_formula, "elements": composition.chemical_system, "max_atoms": 20,
-            "neutral": way.oxidation is False and Asked.can_be_neutral(
-                [(element.Z, int(n)) for element, n in composition.element_composition.items()])}
+    composition = structure.composition.element_composition.reduced_composition
+    counts = [(element.Z, int(n)) for element, n in composition.items()]
+    return {"formula": composition.formula.replace(" ", ""), "elements": composition.chemical_system, "max_atoms": 20,
+            "neutral": not way.oxidation and Asked.can_be_neutral(counts)}
 
 
 def some_sequences(rng: np.random.Generator) -> torch.Tensor:
@@ -385,7 +385,7 @@ def test_the_mask_of_a_prefix_is_a_column_of_the_whole_mask():
     ids, p = some_sequences(np.random.default_rng(0)), ATOMS.prompt_length
     whole = ATOMS.masks(ids)
     assert whole.shape == (len(ids), ids.shape[1] - p + 1, len(ATOMS.vocabulary))
-    for t in range(p, ids.shape[1] + 1):
+    for t in range(p, ids.shape[1] + 1, 3):
         assert (ATOMS.masks(ids[:, :t]) == whole[:, : t - p + 1]).all()
 
 
@@ -523,10 +523,10 @@ def test_atoms_keep_their_distance():
 
 @pytest.mark.parametrize("order", [-1, 0, 1])
 @pytest.mark.parametrize("exact", [0, 4])
-@pytest.mark.parametrize("owed", [0, 8])
+@pytest.mark.parametrize("owed", [0, 9])
 @pytest.mark.parametrize("charged", [False, True])
-@pytest.mark.parametrize("asked", [Asked(elements=frozenset({3, 8, 22}), neutral=True),
-                                   Asked(formula=((3, 1), (8, 1)), neutral=False)], ids=["neutral", "formula"])
+@pytest.mark.parametrize("asked", [Asked(elements=frozenset({3, 9, 22}), neutral=True),
+                                   Asked(formula=((3, 1), (9, 1)))], ids=["neutral", "formula"])
 def test_species_are_allowed_exactly_where_the_end_can_be_reached(order, exact, owed, charged, asked):
     """Against all compositions of up to four atoms, written out."""
     composer = Composer.of(charged, asked, exact, order)
@@ -538,16 +538,17 @@ def test_species_are_allowed_exactly_where_the_end_can_be_reached(order, exact, 
         if (exact and len(row) != exact) or (owed and owed not in z) or not row:
             return False
         if asked.formula:
-            return z.count(3) == z.count(8)
+            return z.count(3) == z.count(9)
         total = Charges.none()
         for i in row:
             total = total.plus(species.charges[i])
         return total.closes
 
     rows = [row for n in range(most + 1) for row in product(composer.pool, repeat=n)
-            if all((species.z[b] - species.z[a]) * order >= 0 for a, b in zip(row, row[1:], strict=False))]
+            if all((species.z[b] - species.z[a]) * order >= 0 for a, b in pairwise(row))]
     good = {row for row in rows if whole(row)}
     prefixes = {row[:n] for row in good for n in range(len(row) + 1)}
+    longer = {row: {other for other in prefixes if len(other) > len(row) and other[:-1] == row} for row in prefixes}
     assert least == min(map(len, good))
     for row in prefixes:
         progress = begin
@@ -555,7 +556,7 @@ def test_species_are_allowed_exactly_where_the_end_can_be_reached(order, exact, 
             progress = composer.add(progress, i)
         places, ends = composer.next(progress)
         assert ends == (row in good)
-        assert {(*row, i) for i in places} == {other for other in prefixes if other[:-1] == row and len(other) > len(row)}
+        assert {(*row, i) for i in places} == longer[row]
 
 
 @pytest.mark.parametrize(
@@ -615,7 +616,7 @@ def assert_as_asked(way: Atoms, asked: dict, crystal: Structure, ids: list[int])
 @every_way
 def test_conditions_are_always_met(way):
     policy = random_policy(way, seed=1)
-    conditions = hard_conditions(way, 60, np.random.default_rng(2))
+    conditions = hard_conditions(way, 40, np.random.default_rng(2))
     rollout = sample(policy, conditions, torch.Generator().manual_seed(0))
     rows = rollout.ids.tolist()
     for asked, crystal, ids in zip(conditions, decode(policy, rollout), rows, strict=True):
@@ -634,7 +635,7 @@ def closest(matrix: np.ndarray, frac: np.ndarray) -> float:
 
 
 def test_all_that_a_random_policy_writes_can_be_read():
-    conditions = random_conditions(2000, np.random.default_rng(0))
+    conditions = random_conditions(1200, np.random.default_rng(0))
     policy = tiny_policy(sharpness=1.0)
     crystals = decode(policy, sample(policy, conditions, torch.Generator().manual_seed(0), batch=500))
     for asked, crystal in zip(conditions, crystals, strict=True):
@@ -652,13 +653,13 @@ def test_atoms_find_room_in_the_smallest_cells():
     state = ATOMS.start(torch.tensor([ATOMS.prompt({"n_atoms": 20})] * rows))
     columns = []
     for t in range(12 + 80):
-        weights = state.legal().float()
+        weights = state.legal().double()
         if 6 <= t < 12:
-            weights *= torch.arange(weights.shape[1], 0, -1.0) ** 60  # the first ones
+            weights *= torch.exp(-weights.cumsum(1) / 2)  # mostly the first ones
         columns.append(torch.multinomial(weights, 1, generator=rng)[:, 0])
         state.advance(columns[-1])
     crystals = [ATOMS.decode_arrays([*row, *END]) for row in torch.stack(columns, 1).tolist()]
     volumes = np.array([abs(np.linalg.det(matrix)) for matrix, _, _ in crystals])
     apart = np.array([closest(matrix, frac) for matrix, frac, _ in crystals])
     assert (volumes >= 60).all() and np.median(volumes) < 120
-    assert (apart >= MIN_DISTANCE - 1e-3).mean() >= 0.99
+    assert (apart >= MIN_DISTANCE - 1e-3).all()

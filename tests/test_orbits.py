@@ -18,7 +18,6 @@ from policies.representations.canonical import random_equivalent
 from policies.representations.distances import MIN_DISTANCE, MIN_HEIGHT
 from policies.representations.lattice import EQUAL, FREE, SYSTEMS, free_tokens, read, system_of, write
 from policies.representations.patterns import can_have_group, has_group
-from policies.representations.quantiser import Q
 from policies.representations.symmetry import grid_positions, symmetrise
 from policies.representations.wyckoff import centring, positions
 from policies.sampler import decode, sample
@@ -47,13 +46,15 @@ def rollout(policy, conditions, seed=0):
 
 
 def some_prompts(count: int, seed: int = 0) -> list[dict]:
-    """Groups at random with numbers of atoms that they can have, and an element."""
+    """Groups at random with numbers of atoms that make crystals of just that group, and an element."""
     rng, t = np.random.default_rng(seed), ORBITS.tables
     found = []
-    for group in rng.integers(1, 231, size=count):
-        possible = t.reach[t.base[int(group)]].nonzero()[:, 0].tolist()
-        n = int(rng.choice([n for n in possible if n and n <= 16] or [n for n in possible if n]))
-        found.append({"space_group": int(group), "n_atoms": n, "element": str(rng.choice(["O", "Fe", "Li"]))})
+    for group in rng.integers(1, 231, size=count).tolist():
+        possible = t.reach[t.base[int(group)], 1:].nonzero()[:, 0].tolist()
+        n = next((n + 1 for n in rng.permutation(possible).tolist() if can_have_group(group, [], n + 1, 0, 20)), None)
+        if n is None:
+            continue
+        found.append({"space_group": group, "n_atoms": n, "element": str(rng.choice(["O", "Fe", "Li"]))})
     return found
 
 

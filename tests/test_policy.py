@@ -35,8 +35,8 @@ def batch(policy: CrystalPolicy, seed: int = 0) -> tuple[torch.Tensor, torch.Ten
 
 def test_logits_are_minus_infinity_exactly_where_illegal(policy):
     ids, _ = batch(policy)
-    logits = policy(ids).logits
-    legal = policy.representation.grammar.mask(ids)
+    p = policy.representation.prompt_length
+    logits, legal = policy(ids).logits[:, p - 1 :], policy.representation.masks(ids)
     assert logits.dtype == torch.float32 and not logits.isnan().any()
     assert ((logits == -torch.inf) == ~legal).all()
     assert logits.logsumexp(-1).isfinite().all()
@@ -59,7 +59,7 @@ def test_the_loss_is_the_mean_negative_log_likelihood(policy, temperature):
         for t in range(policy.representation.prompt_length, ids.shape[1]):
             if labels[row, t] == -100:
                 continue
-            legal = policy.representation.grammar.mask(ids[row : row + 1, :t])[0, -1]
+            legal = policy.representation.masks(ids[row : row + 1, :t])[0, -1]
             weights = torch.where(legal, (logits[row, t - 1] / temperature).exp(), 0.0)
             by_hand.append(-(weights[ids[row, t]] / weights.sum()).log())
     assert len(by_hand) == int((labels != -100).sum())
@@ -152,7 +152,11 @@ def test_what_is_no_policy_is_the_users_mistake(policy, tmp_path):
 MILLIONS = {"tiny": 1, "compact": 3, "small": 5, "base": 42}
 
 
-@pytest.mark.parametrize("file", sorted((CONFIGS / "policy").glob("*.yaml")), ids=lambda file: file.stem)
+#: The sizes of a model that is not ours are not in its file.
+OWN = [file for file in sorted((CONFIGS / "policy").glob("*.yaml")) if file.stem != "hf"]
+
+
+@pytest.mark.parametrize("file", OWN, ids=lambda file: file.stem)
 def test_policies_have_the_size_they_say(file: Path):
     with torch.device("meta"):
         policy = CrystalPolicy.create(make("atoms"), **yaml.safe_load(file.read_text()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import gcd
@@ -60,24 +59,22 @@ class Asked:
             raise UserError(f"element={element} is not in the formula asked for")
         if n % unit or (self.max_atoms is not None and self.max_atoms < unit):
             raise UserError(f"no whole number of formula units of {unit} atoms makes the number of atoms asked for")
-        if self.neutral and not self.can_be_neutral(self.formula):
-            raise UserError("no choice of common oxidation states makes the formula asked for neutral")
-
-    @staticmethod
-    def can_be_neutral(formula: Sequence[tuple[int, int]]) -> bool:
-        """Whether some choice of common oxidation states, one an atom, adds up to zero."""
-        total = Charges.none()
-        for z, count in formula:
-            total = total.plus(Charges.of(z).times(count))
-        return total.closes
 
     def budgets(self, most: int, exact: int = 0) -> list[dict[int, int]]:
-        """The compositions of primitive cells that have the formula: at most `most` atoms, or exactly `exact`."""
+        """The compositions of primitive cells that have the formula: at most `most` atoms, or exactly `exact`.
+
+        UserError if there is none, as when all must be neutral and none can be.
+        """
         assert self.formula is not None
         unit = sum(count for _, count in self.formula)
         most = min(most, self.max_atoms or most)
-        multiples = range(1, most // unit + 1)
-        return [{z: k * count for z, count in self.formula} for k in multiples if not exact or k * unit == exact]
+        multiples = [k for k in range(1, most // unit + 1) if not exact or k * unit == exact]
+        found = [{z: k * count for z, count in self.formula} for k in multiples]
+        found = [budget for budget in found if not self.neutral or _can_be_neutral(budget)]
+        if not found:
+            raise UserError(f"no crystal of {exact or f'at most {most}'} atoms has the formula asked for"
+                            + (" and can be neutral by common oxidation states" if self.neutral else ""))
+        return found
 
 
 @dataclass(frozen=True)
@@ -124,6 +121,14 @@ class Charges:
     def closes(self) -> bool:
         """Whether zero is among them."""
         return bool(self.bits >> self.offset & 1) if self.offset >= 0 else False
+
+
+def _can_be_neutral(budget: dict[int, int]) -> bool:
+    """Whether some choice of common oxidation states, one an atom, adds up to zero."""
+    total = Charges.none()
+    for z, count in budget.items():
+        total = total.plus(Charges.of(z).times(count))
+    return total.closes
 
 
 def _formula(text: Any) -> tuple[tuple[int, int], ...]:

@@ -104,12 +104,13 @@ class Representation(ABC):
 
     def masks(self, ids: torch.Tensor, conditions: Sequence[Condition] | None = None) -> torch.Tensor:
         """Legal next tokens (B, T - P + 1, V) bool after the prompt and after each further token of ids (B, T)."""
-        state = self.start(ids[:, : self.prompt_length], conditions)
-        found = []
-        for t in range(self.prompt_length, ids.shape[1]):
-            found.append(state.legal())
-            state.advance(ids[:, t])
-        return torch.stack([*found, state.legal()], 1)
+        with torch.autocast(ids.device.type, enabled=False):  # distances in bfloat16 would not be those of sampling
+            state = self.start(ids[:, : self.prompt_length], conditions)
+            found = []
+            for t in range(self.prompt_length, ids.shape[1]):
+                found.append(state.legal())
+                state.advance(ids[:, t])
+            return torch.stack([*found, state.legal()], 1)
 
     def prompt(self, condition: Condition) -> list[int]:
         """The prompt tokens of a condition. Raises UserError for a value that cannot be asked for."""
@@ -126,6 +127,14 @@ class Representation(ABC):
             raise UserError(f"element={symbol!r} is no element")
         z = Element(symbol).Z if symbol else 0
         return [BOS, self.first["space_group"] + group, self.first["n_atoms"] + n, self.first["element"] + z]
+
+    def possible(self, condition: Condition) -> bool:
+        """Whether a condition can be met."""
+        try:
+            self.start(torch.tensor([self.prompt(condition)]), [condition])
+        except UserError:
+            return False
+        return True
 
     def read_prompts(self, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Space group, number of atoms and atomic number asked for by prompts (B, P): (B,) each, 0 for unknown."""

@@ -2,7 +2,7 @@
 
 moyo knows every position but only tells of those that atoms of a crystal occupy. So crystals are made up for each space
 group, with two orbits of generic points (they fix the group) and a few orbits of random special points, until every
-letter from a to the general position's, which is always the last, has been seen.
+letter from a to the general position's, which is always the last, has been seen. It takes two to six minutes.
 """
 
 from __future__ import annotations

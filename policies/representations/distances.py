@@ -18,9 +18,17 @@ MIN_VOLUME = 3.0
 def too_close(metric: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
     """(B, ...) bool: fractional differences (B, ..., 3) under the limit in cells with metric tensors (B, 3, 3)."""
     d = difference - difference.round()
-    shape = (len(metric), *[1] * (d.ndim - 2), 3, 3)
-    squared = (d.unsqueeze(-2) @ metric.view(shape) @ d.unsqueeze(-1))[..., 0, 0]
-    return squared < MIN_DISTANCE**2
+    g = metric.view(len(metric), *[1] * (d.ndim - 2), 3, 3)
+    return _product(d, g, d) < MIN_DISTANCE**2
+
+
+def _product(x: torch.Tensor, metric: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """x G y (...) of vectors (..., 3) and metric tensors (..., 3, 3).
+
+    Element by element: a matrix product may round differently in a batch of another shape, and what was legal while
+    sampling must be legal when log-probabilities are computed again.
+    """
+    return (x.unsqueeze(-1) * metric * y.unsqueeze(-2)).sum((-2, -1))
 
 
 def free_on_line(metric: torch.Tensor, start: torch.Tensor, direction: torch.Tensor, real: torch.Tensor,
@@ -49,9 +57,7 @@ def free_on_line(metric: torch.Tensor, start: torch.Tensor, direction: torch.Ten
     row, d, r = row[line], d[line], r[line]
     d = d - d.round() - r.sign() * ahead[which]
     g = metric[row]
-    gr = (g @ r.unsqueeze(-1))[..., 0]
-    a, half_b = (r * gr).sum(-1), (d * gr).sum(-1)
-    c = (d * (g @ d.unsqueeze(-1))[..., 0]).sum(-1) - MIN_DISTANCE**2
+    a, half_b, c = _product(r, g, r), _product(d, g, r), _product(d, g, d) - MIN_DISTANCE**2
     root = half_b**2 - a * c
     hit = (root > 0) & (a > 0)
     fixed = (a == 0) & (c < 0)  # a difference that does not depend on u

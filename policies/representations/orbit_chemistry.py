@@ -70,6 +70,22 @@ class Chemistry:
             if row.budgets:
                 most[i] = min(int(most[i]), max(sum(b.values()) for b in row.budgets))
 
+    def raise_to_least(self, fewest: torch.Tensor, group: torch.Tensor) -> None:
+        """Raise (B,) least numbers of atoms to those that what is asked takes in each row's group (B,)."""
+        for i, row in self.rows.items():
+            start = int(tables(self.max_atoms).base[group[i]])
+            if row.asked.formula:
+                row.budgets = [b for b in row.budgets if _makeable(self.max_atoms, start, _counts(b))]
+                fewest[i] = min((sum(b.values()) for b in row.budgets), default=int(fewest[i]))
+            elif self._counts_charge(row):
+                fewest[i] = self._fewest_neutral(row, start) or fewest[i]
+
+    def fit(self, rows: torch.Tensor, most: torch.Tensor) -> None:
+        """Give up the compositions of more atoms than the cells of these rows have room for."""
+        for i in rows.tolist():
+            if (row := self.rows.get(i)) is not None:
+                row.budgets = [b for b in row.budgets if sum(b.values()) <= int(most[i])]
+
     def groups(self, rows: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
         """Narrow (R, 231) groups to those in which what is asked can be made."""
         for r, row in self._chosen(rows):
@@ -132,8 +148,13 @@ class Chemistry:
             return any(_makeable(self.max_atoms, start, _counts(b)) for b in row.budgets)
         if not self._counts_charge(row):
             return True
-        most = row.n or min(self.max_atoms, row.asked.max_atoms or self.max_atoms)
-        return _sums(self.max_atoms, start, most, row.n > 0, row.owed, row.allowed).closes
+        return self._fewest_neutral(row, start) > 0
+
+    def _fewest_neutral(self, row: _Row, start: int) -> int:
+        """The least number of atoms, or the one asked for, that can be neutral; 0 if none can."""
+        most = min(self.max_atoms, row.asked.max_atoms or self.max_atoms)
+        return next((n for n in ([row.n] if row.n else range(1, most + 1))
+                     if _sums(self.max_atoms, start, n, True, row.owed, row.allowed).closes), 0)
 
     def _fits(self, row: _Row, z: int, site: int, after: int, left: int) -> bool:
         """Whether element z on a position leaves something that can be completed."""

@@ -48,6 +48,7 @@ class OrbitsState(State):
         self.k = torch.zeros(b, dtype=torch.long, device=device)  # free parameters of it written so far
         self.u = torch.zeros(b, 3, device=device)
         self.n = torch.zeros(b, dtype=torch.long, device=device)  # atoms so far, in the primitive cell
+        self.fewest = torch.zeros(b, dtype=torch.long, device=device)  # atoms that there must be
         self.atoms = torch.zeros(b, 64, 3, device=device)  # of the conventional cell
         self.filled = torch.zeros(b, dtype=torch.long, device=device)
         self.sites: list[list[tuple[int, int]]] = [[] for _ in range(b)]  # position and element of each
@@ -63,8 +64,8 @@ class OrbitsState(State):
                             f"{int(self.asked_n[i])} atoms in the primitive cell")
 
     def keep(self, rows: int) -> None:
-        for name in ("asked_group", "asked_n", "owed", "most", "phase", "group", "row", "site", "k", "u", "n", "atoms",
-                     "filled", "metric"):
+        for name in ("asked_group", "asked_n", "owed", "most", "phase", "group", "row", "site", "k", "u", "n", "fewest",
+                     "atoms", "filled", "metric"):
             setattr(self, name, getattr(self, name)[:rows])
         del self.sites[rows:]
         if self.lattice is not None:
@@ -167,7 +168,7 @@ class OrbitsState(State):
         before = self._left(rows)
         left = before - t.atoms[site]
         after = torch.where(t.dof[site] > 0, site, site + 1)
-        more = torch.where(self.asked_n[rows] > 0, left > 0, t.smallest[after] <= left)
+        more = torch.where(self.asked_n[rows] > 0, left > 0, t.least[after] <= left)
         z = torch.arange(1, MAX_Z + 1, device=rows.device)
         owed = self.owed[rows, None]
         good = (owed == 0) | more[:, None] | (z == owed)
@@ -204,7 +205,7 @@ class OrbitsState(State):
         """
         members, filled = int(self.t.members[site].max()), int(self.filled[rows].max())
         matrix, shift = self.t.matrix[site, :members], self.t.shift[site, :members]
-        point = (matrix @ u[:, None, :, None])[..., 0] + shift  # parameters to come are still 0
+        point = (matrix * u[:, None, None]).sum(-1) + shift  # parameters to come are still 0
         own = matrix[:, :1] - matrix[:, 1:]  # (R, members - 1, 3, 3)
         now = (torch.arange(3, device=rows.device) == k[:, None])[:, None, None]
         later = (torch.arange(3, device=rows.device) > k[:, None])[:, None, None]
@@ -232,8 +233,9 @@ class OrbitsState(State):
         self.group[rows] = (tokens - self.rep.first["space_group"]).clamp(0, 230)
         self.row = self.t.base[self.group]
         systems = torch.tensor([system_of(g) for g in range(231)], device=tokens.device)[self.group]
-        atoms = torch.where(self.asked_n > 0, self.asked_n, self.t.least[self.row])
-        volume = MIN_VOLUME * self.t.points[self.group] * atoms
+        self.fewest = torch.where(self.asked_n > 0, self.asked_n, self.t.least[self.row])
+        self.chemistry.raise_to_least(self.fewest, self.group)
+        volume = MIN_VOLUME * self.t.points[self.group] * self.fewest
         self.lattice = LatticeState(self.rep.first, systems, volume.double())
         self.phase[rows] = CELL
 
@@ -243,7 +245,8 @@ class OrbitsState(State):
         if len(done):
             self.metric[done] = self.lattice.metric()[done]
             room = self.lattice.cell_volume()[done] / MIN_VOLUME / self.t.points[self.group[done]]
-            self.most[done] = torch.minimum(self.most[done], torch.maximum(room.long(), self.t.least[self.row[done]]))
+            self.most[done] = torch.minimum(self.most[done], torch.maximum(room.long(), self.fewest[done]))
+            self.chemistry.fit(done, self.most)
             self.phase[done] = ORBIT
 
     def _take_orbit(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
@@ -289,7 +292,7 @@ class OrbitsState(State):
             more = self.atoms.new_zeros(len(self.atoms), room, 3)
             self.atoms = torch.cat([self.atoms, more], 1)
         most = int(members.max())
-        points = (self.t.matrix[site, :most] @ self.u[rows, None, :, None])[..., 0] + self.t.shift[site, :most]
+        points = (self.t.matrix[site, :most] * self.u[rows, None, None]).sum(-1) + self.t.shift[site, :most]
         i, j = (torch.arange(most, device=rows.device) < members[:, None]).nonzero(as_tuple=True)
         self.atoms[rows[i], filled[i] + j] = points[i, j]
         self.filled[rows] += members

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,8 @@ class Tables:
     base: (231,) first row of each group, of group 0 unused. count: (231,) positions. orbit: (R,) token's place in its
     block. dof: (R,). atoms: (R,) in the primitive cell. matrix, shift: (R, m, 3, 3), (R, m, 3) of the orbit's members,
     the representative first, zero-padded. members: (R,) in the conventional cell. points: (231,) lattice points per
-    conventional cell. reach: (R, max_atoms + 1) bool: whether so many atoms can be made from this row on. smallest:
-    (R,) atoms of the smallest position with free parameters from this row on. least: (R,) of the smallest of all.
-    of_orbit: by group, orbit -> position.
+    conventional cell. reach: (R, max_atoms + 1) bool: whether so many atoms can be made from this row on. least: (R,)
+    the least number of atoms that can. of_orbit: by group, orbit -> position.
     """
 
     base: torch.Tensor
@@ -35,7 +35,6 @@ class Tables:
     members: torch.Tensor
     points: torch.Tensor
     reach: torch.Tensor
-    smallest: torch.Tensor
     least: torch.Tensor
     of_orbit: tuple[dict[int, int], ...]
 
@@ -46,7 +45,8 @@ class Tables:
 
 @cache
 def _moved(tables: Tables, device: torch.device) -> Tables:
-    return Tables(*(v.to(device) if isinstance(v, torch.Tensor) else v for v in vars(tables).values()))
+    on_device: dict[str, Any] = {k: v.to(device) for k, v in vars(tables).items() if isinstance(v, torch.Tensor)}
+    return replace(tables, **on_device)
 
 
 @cache
@@ -55,7 +55,7 @@ def tables(max_atoms: int) -> Tables:
     keys = orbit_keys()
     base, count, points = [0], [0], [1]
     rows: list[tuple[int, int, int, int]] = []  # orbit, dof, atoms, members
-    matrices, shifts, reach, smallest = [], [], [], []
+    matrices, shifts, reach = [], [], []
     of_orbit: list[dict[int, int]] = [{}]
     for group in range(1, 231):
         table, n = positions(group), centring(group)[0]
@@ -72,36 +72,34 @@ def tables(max_atoms: int) -> Tables:
         rows.append((0, 0, max_atoms + 1, 0))
         matrices.append(np.zeros((0, 3, 3), np.float32))
         shifts.append(np.zeros((0, 3), np.float32))
-        reachable, least = _reach([(r[2], r[1]) for r in rows[base[-1] : -1]], max_atoms)
-        reach += reachable
-        smallest += least
+        reach += _reach([(r[2], r[1]) for r in rows[base[-1] : -1]], max_atoms)
     most = max(r[3] for r in rows)
     matrix, shift = np.zeros((len(rows), most, 3, 3), np.float32), np.zeros((len(rows), most, 3), np.float32)
     for i, (m, s) in enumerate(zip(matrices, shifts, strict=True)):
         matrix[i, : len(m)], shift[i, : len(s)] = m, s
     orbit, dof, atoms, members = (torch.tensor(column, device="cpu") for column in zip(*rows, strict=True))
-    return Tables(*(torch.tensor(x, device="cpu") for x in (base, count)), orbit, dof, atoms,
-                  torch.from_numpy(matrix), torch.from_numpy(shift), members, torch.tensor(points, device="cpu"),
-                  torch.from_numpy(np.array(reach)), torch.tensor(smallest, device="cpu"),
-                  torch.from_numpy(np.array(reach)[:, 1:].argmax(1) + 1), tuple(of_orbit))
+    reachable = np.array(reach)
+    return Tables(
+        base=torch.tensor(base, device="cpu"), count=torch.tensor(count, device="cpu"), orbit=orbit, dof=dof,
+        atoms=atoms, matrix=torch.from_numpy(matrix), shift=torch.from_numpy(shift), members=members,
+        points=torch.tensor(points, device="cpu"), reach=torch.from_numpy(reachable),
+        least=torch.from_numpy(reachable[:, 1:].argmax(1) + 1), of_orbit=tuple(of_orbit))
 
 
-def _reach(found: list[tuple[int, int]], max_atoms: int) -> tuple[list[np.ndarray], list[int]]:
-    """`reach` and `smallest` of a group's rows, from the (atoms, dof) of its positions.
+def _reach(found: list[tuple[int, int]], max_atoms: int) -> list[np.ndarray]:
+    """`reach` of a group's rows, from the (atoms, dof) of its positions.
 
     A position without free parameters can be occupied once; one with them any number of times.
     """
-    now, least = np.zeros(max_atoms + 1, bool), max_atoms + 1
+    now = np.zeros(max_atoms + 1, bool)
     now[0] = True
-    rows, smallest = [now], [least]
+    rows = [now]
     for atoms, dof in reversed(found):
         now = now.copy()
         if dof:
-            least = min(least, atoms)
             for n in range(atoms, max_atoms + 1):
                 now[n] |= now[n - atoms]
         else:
             now[atoms:] |= rows[-1][: max(0, max_atoms + 1 - atoms)]
         rows.append(now)
-        smallest.append(least)
-    return rows[::-1], smallest[::-1]
+    return rows[::-1]

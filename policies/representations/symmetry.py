@@ -125,7 +125,8 @@ def _modulo_group(group: int, transforms: tuple[tuple[tuple[int, ...], tuple[int
                   ) -> list[tuple[np.ndarray, np.ndarray]]:
     """One transformation (3, 3), (3,) of each set that differs by operations of the group only."""
     rotations, shifts = operations(group)
-    seen, kept = set(), []
+    seen: set[tuple[bytes, bytes]] = set()
+    kept = []
     for linear, shift in transforms:
         p, w = np.array(linear).reshape(3, 3), np.array(shift)
         # It after any operation of the group: linear part P R, shift w + P t.

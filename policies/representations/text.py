@@ -27,6 +27,7 @@ from policies.representations.quantiser import Q
 from policies.representations.sentences import SENTENCES, WORDS, heard, longest, speak, split
 from policies.representations.text_forced import TEMPLATE, Forced
 from policies.representations.text_grammar import TextState
+from policies.representations.text_masks import WholeMasks
 from policies.representations.text_tables import CHARACTERS, Decimals, Tables
 from rlgen.types import Condition, CrystalError, UserError
 
@@ -124,7 +125,7 @@ class Text(Representation):
         return text_format.shuffle(ids, newline, self.first["character"], self.decimals.coordinates, rng)
 
     def prompt(self, condition: Condition) -> list[int]:
-        """The prompt tokens of a condition, padded to `prompt_length`. Raises UserError for what cannot be asked for."""
+        """The prompt tokens of a condition, padded to `prompt_length`. Raises UserError for values out of range."""
         known = [*SENTENCES, *HARD]
         unknown = set(condition) - {*known, TEMPLATE}
         if unknown:
@@ -144,6 +145,14 @@ class Text(Representation):
         state = TextState(self.tables(prompts.device), exact, owed, [Asked.of(c) for c in conditions], self.max_atoms)
         templates = [c.get(TEMPLATE) for c in conditions]
         return Forced(state, templates) if any(t is not None for t in templates) else state
+
+    def masks(self, ids: torch.Tensor, conditions: Sequence[Condition] | None = None) -> torch.Tensor:
+        # Training may run in half precision; distances between atoms must not.
+        with torch.autocast(ids.device.type, enabled=False):
+            state = self.start(ids[:, : self.prompt_length], conditions)
+            if not isinstance(state, TextState) or state.contents.hard:
+                return super().masks(ids, conditions)
+            return WholeMasks(state, ids[:, self.prompt_length :])()
 
     def tables(self, device: torch.device) -> Tables:
         """What the grammar looks up, made once for each device."""

@@ -155,14 +155,18 @@ class Contents:
 
     def allowed(self, rows: torch.Tensor) -> torch.Tensor:
         """(R, 119) bool: elements of which the next atom may be."""
-        every = torch.arange(MAX_Z + 1, device=rows.device)
-        left, owed = (self.most - self.placed)[rows], self.owed[rows]
-        found = (every > 0) & (left > 0)[:, None]
-        found &= (every == owed[:, None]) | ((owed == 0) | (left > 1))[:, None]
+        found = self.elements((self.most - self.placed)[rows], self.owed[rows])
         for at, (budget, _) in zip(self._places(rows), self._hard(rows, rows), strict=True):
             found[at] = False
             found[at, list(budget.allowed())] = True
         return found
+
+    @staticmethod
+    def elements(left: torch.Tensor, owed: torch.Tensor) -> torch.Tensor:
+        """(R, 119) bool: elements of the next of `left` (R,) atoms, one of which must be of element `owed` (R,)."""
+        every = torch.arange(MAX_Z + 1, device=left.device)
+        found = (every > 0) & (left > 0)[:, None]
+        return found & ((every == owed[:, None]) | ((owed == 0) | (left > 1))[:, None])
 
     def after_atom(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(R,) bool each: whether another atom may follow, and whether the crystal may end."""

@@ -43,8 +43,8 @@ class Forced(State):
         self.at, self.templates, self.chosen = self.at[:rows], self.templates[:rows], self.chosen[:rows]
 
     def legal(self) -> torch.Tensor:
-        state, fields = self.state, self.state.field.tolist()
-        known = [self._known(row, field) for row, field in enumerate(fields)]
+        state, fields, placed = self.state, self.state.field.tolist(), self.state.contents.placed.tolist()
+        known = [self._known(row, field, atoms) for row, (field, atoms) in enumerate(zip(fields, placed, strict=True))]
         for row, field in enumerate(fields):
             template = self.templates[row]
             if field == ELEMENT and template is not None and template.elements is not None:
@@ -58,14 +58,14 @@ class Forced(State):
                 mask[row, tokens[at]] = True
         return mask
 
-    def _known(self, row: int, field: int) -> tuple[int, ...] | None:
-        """The tokens of the field that a row is writing, None if they are free."""
+    def _known(self, row: int, field: int, placed: int) -> tuple[int, ...] | None:
+        """The tokens of the field that a row is writing after `placed` names of atoms, None if they are free."""
         template = self.templates[row]
         if template is None or field == ENDED:
             return None
         if field < ELEMENT:
             return template.fields[field]
-        atom = int(self.state.contents.placed[row]) - (field > ELEMENT)
+        atom = placed - (field > ELEMENT)
         tokens = template.fields[ELEMENT + 4 * atom + field - ELEMENT]
         return tokens if tokens is not None or field > ELEMENT else self.chosen[row] or None
 
@@ -81,7 +81,7 @@ class Forced(State):
     def _choose(self, row: int, token: int) -> None:
         """Remember the element of the first free site once its line ends."""
         t = self.state.t
-        if token == t.newline and self._known(row, ELEMENT) is None:
+        if token == t.newline and self._known(row, ELEMENT, int(self.state.contents.placed[row])) is None:
             capital, small = self.state.letters[row].tolist()
             written = [t.upper + capital, *([t.lower + small] if small < 26 else [])]
             self.chosen[row] = (*written, token)

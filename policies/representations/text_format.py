@@ -86,7 +86,7 @@ def _check_range(parameters: np.ndarray) -> None:
 
 
 def check(parameters: np.ndarray, frac: np.ndarray, numbers: np.ndarray) -> None:
-    """Raise CrystalError("geometry") for a crystal that the grammar does not allow: flat, dense, or with close atoms."""
+    """Raise CrystalError("geometry") for what the grammar does not allow: flat or dense cells, close atoms."""
     alpha, beta, gamma = parameters[3:]
     if gamma < abs(alpha - beta) + FLAT_MARGIN or gamma > min(alpha + beta, 360 - alpha - beta) - FLAT_MARGIN:
         raise CrystalError("geometry", f"the angles {alpha}, {beta}, {gamma} make a flat cell")

@@ -64,7 +64,7 @@ class TextState(State):
             mask[atom, t.newline], mask[atom, t.eos] = self.contents.after_atom(atom)
         named = (self.field == ELEMENT).nonzero()[:, 0]
         if len(named):
-            self._name(mask, named)
+            mask[named] = letters(t, self.elements[named], *self.letters[named].unbind(1))
         mask[:, t.pad] = self.field == ENDED
         return mask
 
@@ -94,17 +94,6 @@ class TextState(State):
         end = self.counts.shape[1] - 1
         within = [self.counts.gather(1, at.clamp(0, end).flatten(1)).view(at.shape) for at in (first, last + 1)]
         return (first <= last) & (~self.t.tabled[self.field][:, None, None] | (within[1] > within[0]))
-
-    def _name(self, mask: torch.Tensor, rows: torch.Tensor) -> None:
-        """Allow the letters of these rows (indices), and the end of their symbols."""
-        t = self.t
-        initial, second = self.letters[rows].unbind(1)
-        allowed = self.elements[rows]
-        start = (initial == NONE)[:, None]
-        mask[rows, t.upper : t.upper + 26] = start & (allowed.float() @ t.initials > 0)
-        after = allowed.gather(1, t.symbols[initial]) & ~start & (second == NONE)[:, None]
-        mask[rows, t.lower : t.lower + 26] = after[:, :26]
-        mask[rows, t.newline] = after[:, NONE] | (second != NONE)
 
     def advance(self, tokens: torch.Tensor) -> None:
         t = self.t
@@ -164,7 +153,8 @@ class TextState(State):
         elif field in (X, Y):
             self.low[rows], self.high[rows] = 0, unit - 1
         elif field == Z:
-            self._table(rows, self._apart(rows, unit))
+            own = self.numbers[rows, X : Z + 1].float()
+            self._table(rows, self.apart(rows, own, self.frac[rows], self.contents.placed[rows] - 1))
 
     def _range(self, rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
         self.low[rows], self.high[rows] = low.ceil().long(), high.floor().long()
@@ -175,15 +165,27 @@ class TextState(State):
         self.low[rows], self.high[rows] = 0, k - 1
         self.counts[rows, 1 : k + 1] = allowed.cumsum(1, dtype=torch.int32)
 
-    def _apart(self, rows: torch.Tensor, steps: int) -> torch.Tensor:
-        """(R, steps) third coordinates at which the atom is not too close to any before it; all where there is none."""
-        others = self.contents.placed[rows] - 1
-        m = int(others.max())
-        own = self.numbers[rows, X : Z + 1].float()
-        own[:, 2] = 0
-        start = own[:, None] - self.frac[rows, :m]
+    def apart(self, rows: torch.Tensor, own: torch.Tensor, others: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        """(R, steps) third coordinates at which an atom is not too close to others; all where there is none.
+
+        own: (R, 3), of which the third is not looked at. others: (R, M, 3), of which the first `count` (R,) are there.
+        """
+        m = int(count.max())
+        flat = torch.cat([own[:, :2], torch.zeros_like(own[:, :1])], 1)
+        start = flat[:, None] - others[:, :m]
         along = torch.zeros_like(start)
         along[..., 2] = 1
-        real = torch.arange(m, device=rows.device) < others[:, None]
-        free = free_on_line(self.metric[rows], start, along, real, steps)
+        real = torch.arange(m, device=rows.device) < count[:, None]
+        free = free_on_line(self.metric[rows], start, along, real, self.t.units[Z])
         return free | ~free.any(1, keepdim=True)
+
+
+def letters(t: Tables, allowed: torch.Tensor, initial: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """(R, V) what may follow the letters (R,) of a name, of elements of which some (R, 119) are allowed."""
+    mask = torch.zeros(len(initial), t.size, dtype=torch.bool, device=initial.device)
+    start = (initial == NONE)[:, None]
+    mask[:, t.upper : t.upper + 26] = start & (allowed.float() @ t.initials > 0)
+    after = allowed.gather(1, t.symbols[initial]) & ~start & (second == NONE)[:, None]
+    mask[:, t.lower : t.lower + 26] = after[:, :26]
+    mask[:, t.newline] = after[:, NONE] | (second != NONE)
+    return mask

@@ -1,0 +1,146 @@
+"""Which occupations of Wyckoff positions make a composition exactly, and have the space group and no more."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from policies.representations.orbit_tables import tables
+from policies.representations.patterns import Pattern, has_group
+
+Counts = tuple[int, ...]
+#: No multiplicity is larger.
+ANY = 192
+#: Occupations looked at before a space group is taken to be possible.
+_PATIENCE = 200
+
+
+@cache
+def atoms_of(max_atoms: int, group: int) -> tuple[tuple[int, bool], ...]:
+    """(atoms in the primitive cell, whether it can be occupied again and again) of the positions of a group."""
+    t = tables(max_atoms)
+    rows = range(int(t.base[group]), int(t.base[group]) + int(t.count[group]))
+    return tuple((int(t.atoms[row]), bool(t.dof[row] > 0)) for row in rows)
+
+
+def smallest_free(max_atoms: int, group: int) -> int:
+    """Atoms of the smallest position of a group that can be occupied again and again."""
+    return min(m for m, again in atoms_of(max_atoms, group) if again)
+
+
+def makeable(max_atoms: int, group: int, counts: Counts) -> bool:
+    """Whether a group's positions can hold so many atoms of each of some elements."""
+    return _held(max_atoms, group, (), 0, ANY, tuple(sorted(c for c in counts if c)))
+
+
+def _held(max_atoms: int, group: int, used: tuple[int, ...], first: int, cap: int, others: Counts) -> bool:
+    """Whether the positions that are not used up can hold the counts, the first on positions of up to `cap` atoms."""
+    return _fillable(*_parts(max_atoms, group, tuple(sorted(used))), first, cap, others)
+
+
+@cache
+def _parts(max_atoms: int, group: int, used: tuple[int, ...]) -> tuple[Counts, Counts]:
+    """The atoms of the positions that can be occupied again and again, each once, and of those left that cannot."""
+    table = atoms_of(max_atoms, group)
+    fixed = sorted(m for i, (m, again) in enumerate(table) if not again and i not in used)
+    return tuple(sorted({m for m, again in table if again})), tuple(fixed)
+
+
+@cache
+def _fillable(free: Counts, fixed: Counts, first: int, cap: int, others: Counts) -> bool:
+    """`_held` by positions for any number of times, and those for once, all by their atoms."""
+    if _sums_up(free, first, cap) and all(_sums_up(free, c, ANY) for c in others):
+        return True
+    if not fixed:
+        return False
+    m, rest = fixed[-1], fixed[:-1]
+    if m <= min(first, cap) and _fillable(free, rest, first - m, cap, others):
+        return True
+    for c in sorted({c for c in others if c >= m}):
+        i = others.index(c)
+        fewer = tuple(sorted((*others[:i], *others[i + 1 :], *([c - m] if c > m else []))))
+        if _fillable(free, rest, first, cap, fewer):
+            return True
+    return _fillable(free, rest, first, cap, others)
+
+
+@cache
+def _sums_up(parts: Counts, total: int, cap: int) -> bool:
+    """Whether a total is a sum of parts of up to `cap`, each as often as one likes."""
+    reached = 1
+    for part in parts:
+        if part <= min(cap, total):
+            for n in range(part, total + 1):
+                reached |= (reached >> (n - part) & 1) << n
+    return bool(reached >> total & 1)
+
+
+@cache
+def choices(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int) -> tuple[Counts, Counts, Counts]:
+    """Positions (indices) that the next site may be on; those of them with which the crystal can have its group; and
+    those without which, now or later, it cannot be completed.
+
+    pattern: the sites so far, elements labelled 0, 1, ... as they come. rest: atoms still to be placed of the current
+    element, not 0, and of each that comes after it. cap: the largest position, in atoms, that may follow.
+    """
+    label = _label(pattern, cap)
+    possible = [(i, after) for i, m, after in _steps(max_atoms, group, pattern, label, rest, cap)]
+    symmetric = tuple(i for i, after in possible if can_have(max_atoms, group, *after))
+    used, others = tuple(i for i, _ in pattern), tuple(sorted(rest[1:]))
+    needed = tuple(i for i, (_, again) in enumerate(atoms_of(max_atoms, group))
+                   if not again and i not in used and not _held(max_atoms, group, (*used, i), rest[0], cap, others))
+    return tuple(i for i, _ in possible), symmetric, needed
+
+
+def _label(pattern: Pattern, cap: int) -> int:
+    """The label of the next site: a new one if nothing bounds it by what came before."""
+    last = max((label for _, label in pattern), default=-1)
+    return last + 1 if cap == ANY else last
+
+
+def _steps(max_atoms: int, group: int, pattern: Pattern, label: int, rest: Counts, cap: int
+           ) -> list[tuple[int, int, tuple[Pattern, Counts, int]]]:
+    """(position, its atoms, what is left) for positions that leave something that can be completed, in their order."""
+    used = tuple(i for i, _ in pattern)
+    found = []
+    for i, (m, again) in enumerate(atoms_of(max_atoms, group)):
+        if m > min(rest[0], cap) or (not again and i in used):
+            continue
+        if _held(max_atoms, group, (*used, i), rest[0] - m, m, tuple(sorted(rest[1:]))):
+            left = (rest[0] - m, *rest[1:]) if rest[0] > m else rest[1:]
+            found.append((i, m, ((*pattern, (i, label)), left, m if rest[0] > m else ANY)))
+    return found
+
+
+@cache
+def can_have(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int = ANY, fresh: int = 0) -> bool:
+    """Whether sites can be completed such that they have the group and no more symmetry; arguments as for `choices`.
+
+    fresh: atoms after those of `rest`, of elements not yet chosen. Where that takes long to find out, it is taken to be
+    so. False where they cannot be completed at all.
+    """
+    patience = [_PATIENCE]
+
+    def walk(pattern: Pattern, rest: Counts, cap: int, fresh: int) -> bool:
+        label = _label(pattern, cap)
+        if _pinned(group, [site for site in pattern if site[1] < label or not rest]):
+            others = tuple(sorted((*rest[1:], *([fresh] if fresh else []))))
+            return _held(max_atoms, group, tuple(i for i, _ in pattern), rest[0] if rest else 0, cap, others)
+        if not rest and not fresh:
+            return bool(pattern) and has_group(group, pattern)
+        patience[0] -= 1
+        if patience[0] < 0:
+            return True
+        if rest:
+            steps = [(*after, fresh) for _, _, after in _steps(max_atoms, group, pattern, label, rest, cap)]
+        else:  # every site a new element: the way to the least symmetry
+            steps = [(after[0], (), ANY, fresh - m)
+                     for _, m, after in _steps(max_atoms, group, pattern, label, (fresh,), ANY)]
+        return any(walk(*step) for step in reversed(steps))  # the least symmetric position first
+
+    return walk(pattern, rest, cap, fresh)
+
+
+def _pinned(group: int, finished: list[tuple[int, int]]) -> bool:
+    """Whether the only site of an element that gets no more sites has the group by itself."""
+    labels = [label for _, label in finished]
+    return any(labels.count(label) == 1 and has_group(group, [(i, 0)]) for i, label in finished)

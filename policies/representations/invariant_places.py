@@ -1,0 +1,257 @@
+"""Where atoms of a multiplicity may lie: choosing x, then y, then z on the grid, apart from what is already there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from policies.representations.distances import free_on_line, too_close
+from policies.representations.invariant_tables import SPECIAL, members, settle
+from policies.representations.orbit_tables import MOST_POSITIONS, tables
+from policies.representations.quantiser import Q
+
+
+class Places:
+    """The cells of B unfinished sequences, the atoms in them, and the positions that the next site may be on.
+
+    metric: (B, 3, 3) Å² of the conventional cells. open: (B, 27) bool, by index in `wyckoff.positions`.
+    """
+
+    def __init__(self, max_atoms: int, b: int, device: torch.device):
+        self.t, self.members = tables(max_atoms).to(device), members(max_atoms, device)
+        self.metric = torch.eye(3, device=device).repeat(b, 1, 1)
+        self.atoms = torch.zeros(b, 64, 3, device=device)  # of the conventional cell, fractional
+        self.filled = torch.zeros(b, dtype=torch.long, device=device)
+        self.open = torch.zeros(b, MOST_POSITIONS, dtype=torch.bool, device=device)
+        #: Places of atoms to come follow those that are filled.
+        self.reserved = torch.zeros(b, dtype=torch.long, device=device)
+        #: Which values of its parameter keep a position with but one apart from the atoms there are.
+        self.lines = torch.zeros(b, MOST_POSITIONS, Q, dtype=torch.bool, device=device)
+
+    def keep(self, rows: int) -> None:
+        for name in ("metric", "atoms", "filled", "reserved", "open", "lines"):
+            setattr(self, name, getattr(self, name)[:rows])
+
+    def open_for(self, rows: torch.Tensor, group: torch.Tensor, possible: Sequence[Sequence[int]],
+                 symmetric: Sequence[Sequence[int]], needed: Sequence[Sequence[int]]) -> None:
+        """Begin a site on one of some positions (indices): those with which the group can stay as it is and with room
+        for the atoms, or, if there are none, with room, or any. Points that are needed are kept free for later."""
+        wanted, proper, needs = (_bools(some, rows.device) for some in (possible, symmetric, needed))
+        self._reserve(rows, group, needs)
+        apart = self._roomy(rows, group, wanted)
+        choice = wanted
+        for better in (apart, proper & apart):
+            choice = torch.where(better.any(1, keepdim=True), better, choice)
+        self.open[rows] = choice
+
+    def multiplicities(self, rows: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(R, 27) which positions are open, and their multiplicities in the conventional cell."""
+        at = self.t.base[group, None] + torch.arange(MOST_POSITIONS, device=rows.device)
+        return self.open[rows], self.t.members[at.clamp(max=len(self.t.members) - 1)]
+
+    def narrow(self, rows: torch.Tensor, group: torch.Tensor, multiplicity: torch.Tensor) -> None:
+        """Leave open only positions of a multiplicity (R,)."""
+        open_, found = self.multiplicities(rows, group)
+        self.open[rows] = open_ & (found == multiplicity[:, None])
+
+    def values(self, rows: torch.Tensor, group: torch.Tensor, grid: torch.Tensor, k: int) -> torch.Tensor:
+        """(R, Q) bool: coordinate k of the atom that is written, after the first k ones of grid (R, 3)."""
+        r, member, position = self._members(rows, group)
+        at, on = settle(self.members.shift[member], self.members.basis[member], grid[r], k)
+        r, member, position, at = r[on], member[on], position[on], at[on]
+        step = self.members.basis[member, k, k]
+        exact = _coset(torch.arange(len(r), device=rows.device), at[:, k], step, len(r))
+        exact &= ~self._more_special(member, grid[r], k)
+        good = exact & self._apart(rows[r], group[r], member, position, grid[r], at, k)
+        # Rows where nothing keeps atoms apart let that go.
+        good |= exact & ~_any_by(r, good.any(1)[:, None], len(rows))[r]
+        return _any_by(r, good, len(rows))
+
+    def add(self, rows: torch.Tensor, group: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        """Put atoms on the orbits of points (R, 3); (R,) the positions (indices) that they are on."""
+        r, member, position = self._members(rows, group)
+        _, on = settle(self.members.shift[member], self.members.basis[member], grid[r], 3)
+        index = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+        index[r[on]] = position[on]
+        most = int(self.members.n_operations[group].max())
+        orbit = (self.members.rotations[group, :most] @ grid[:, None, :, None])[..., 0]
+        orbit = (orbit + self.members.shifts[group, :most]) % Q
+        key = (orbit[..., 0] * Q + orbit[..., 1]) * Q + orbit[..., 2]
+        real = torch.arange(most, device=rows.device) < self.members.n_operations[group, None]
+        key, _ = torch.where(real, key, Q**3).sort(1)
+        new = (key < Q**3) & (key != torch.cat([torch.full_like(key[:, :1], -1), key[:, :-1]], 1))
+        i, j = new.nonzero(as_tuple=True)
+        place = self.filled[rows[i]] + new.cumsum(1)[i, j] - 1
+        found = key[i, j]
+        self._put(rows[i], place, torch.stack([found // Q**2, found // Q % Q, found % Q], 1).float() / Q)
+        self.filled[rows] += new.sum(1)
+        self.reserved[rows] = 0
+        return index
+
+    def _reserve(self, rows: torch.Tensor, group: torch.Tensor, needed: torch.Tensor) -> None:
+        """Note the places of points, positions (R, 27) without freedom, that must be occupied sooner or later."""
+        r, position = needed.nonzero(as_tuple=True)
+        site = self.t.base[group[r]] + position
+        which, j = _ranges(torch.zeros_like(site), self.t.members[site])
+        total = torch.zeros_like(rows).index_add_(0, r, self.t.members[site])
+        order = torch.arange(len(which), device=rows.device) - (total.cumsum(0) - total)[r[which]]
+        self._put(rows[r[which]], self.filled[rows[r[which]]] + order, self.t.shift[site[which], j])
+        self.reserved[rows] = total
+
+    def _put(self, rows: torch.Tensor, place: torch.Tensor, points: torch.Tensor) -> None:
+        """Write points (N, 3) to `atoms`, which grows as needed."""
+        if len(place) and (room := int(place.max()) + 1) > self.atoms.shape[1]:
+            self.atoms = torch.cat([self.atoms, self.atoms.new_zeros(len(self.atoms), room, 3)], 1)
+        self.atoms[rows, place] = points
+
+    def _members(self, rows: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of the open positions: the place in `rows`, the member, and the position's index, each (N,)."""
+        r, position = self.open[rows].nonzero(as_tuple=True)
+        row = self.t.base[group[r]] + position
+        which, member = _ranges(self.members.first[row], self.members.number[row])
+        return r[which], member, position[which]
+
+    def _more_special(self, member: torch.Tensor, grid: torch.Tensor, k: int) -> torch.Tensor:
+        """(N, Q): values of coordinate k with which no point of a member has its multiplicity."""
+        if k == 0:
+            found = torch.zeros(len(member), Q, dtype=torch.bool, device=member.device)
+            found[:, ::SPECIAL] = self.members.bad_x[member]
+            return found
+        m = self.members
+        which, j = _ranges(m.inside_first[member], m.inside_number[member])
+        inner = m.inside[j]
+        if k == 1:  # those that leave a way around them by z do not count
+            same = m.basis[inner, 2, 2] == m.basis[member[which], 2, 2]
+            which, inner = which[same], inner[same]
+        at, on = settle(m.shift[inner], m.basis[inner], grid[which], k)
+        return _coset(which[on], at[on, k], m.basis[inner[on], k, k], len(member))
+
+    def _apart(self, rows: torch.Tensor, group: torch.Tensor, member: torch.Tensor, position: torch.Tensor,
+               grid: torch.Tensor, at: torch.Tensor, k: int) -> torch.Tensor:
+        """(N, Q): values of coordinate k with which atoms on a member may still be apart from each other and others."""
+        m = self.members
+        found = torch.ones(len(member), Q, dtype=torch.bool, device=member.device)
+        step, halves = m.basis[member, k, k], m.basis[member, 1, 1] == Q // 2
+        flat = m.dof[member] > 1
+        along = torch.where((flat & halves & (k == 1))[:, None], m.line[member], m.basis[member, :, k])
+        moves = flat & ((step < Q) if k != 1 else (step == 1) | halves)
+        again = flat & halves & (k == 1)  # x has left two values of the first parameter, which y tells apart
+        start = torch.where(again[:, None], m.line_shift[member], at)
+        i = moves.nonzero()[:, 0]
+        if len(i):
+            free = self._free(rows[i], group[i], start[i], along[i], m.basis[member[i]], k)
+            found[i] = _along(free, start[i], along[i], grid[i], k)
+        i = (m.dof[member] == 1).nonzero()[:, 0]
+        if len(i):
+            found[i] = _along(self.lines[rows[i], position[i]], m.line_shift[member[i]], m.line[member[i]], grid[i], k)
+        return found
+
+    def _free(self, rows: torch.Tensor, group: torch.Tensor, start: torch.Tensor, along: torch.Tensor,
+              basis: torch.Tensor, k: int) -> torch.Tensor:
+        """(N, Q): t at which images of start + along * t (1/Q) are apart, as far as what comes after cannot change it.
+
+        Other atoms count once nothing more is free.
+        """
+        m, taken = self.members, self.filled[rows] + self.reserved[rows]
+        filled = int(taken.max())
+        most = int(m.n_operations[group].max())
+        own = torch.eye(3, dtype=torch.long, device=rows.device) - m.rotations[group, 1:most]  # (N, G, 3, 3)
+        offset = (own @ start[:, None, :, None])[..., 0] - m.shifts[group, 1:most]
+        turn = (own @ along[:, None, :, None])[..., 0]
+        later = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        real = (torch.arange(1, most, device=rows.device) < m.n_operations[group, None])
+        real &= (turn != 0).any(-1) | (offset % Q != 0).any(-1)  # the same atom, on a mirror for instance
+        for j in range(k + 1, 3):
+            free = basis[:, j, j] == 1
+            later |= free
+            real &= ~(free[:, None] & (own @ basis[:, None, :, j, None]).flatten(2).any(2))
+        other = start[:, None].float() / Q - self.atoms[rows, :filled]
+        present = (torch.arange(filled, device=rows.device) < taken[:, None]) & ~later[:, None]
+        return free_on_line(self.metric[rows], torch.cat([other, offset.float() / Q], 1),
+                            torch.cat([along[:, None].expand(-1, filled, -1), turn], 1).float(),
+                            torch.cat([present, real], 1))
+
+    def _roomy(self, rows: torch.Tensor, group: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Narrow positions (R, 27) to those with a place for their atoms; all but points and lines are taken to."""
+        wanted = wanted.clone()
+        dof = self.t.dof[(self.t.base[group, None] + torch.arange(MOST_POSITIONS, device=rows.device)).clamp(
+            max=len(self.t.dof) - 1)]
+        r, j = (wanted & (dof == 0)).nonzero(as_tuple=True)
+        if len(r):
+            wanted[r, j] = self._point_free(rows[r], self.t.base[group[r]] + j)
+        r, j = (wanted & (dof == 1)).nonzero(as_tuple=True)
+        if len(r):
+            free = self._line_free(rows[r], self.t.base[group[r]] + j)
+            self.lines[rows[r], j] = free
+            wanted[r, j] = free.any(1)
+        return wanted
+
+    def _point_free(self, rows: torch.Tensor, site: torch.Tensor) -> torch.Tensor:
+        """(R,) whether the atoms of positions (rows of the tables) without freedom are apart from all others."""
+        start, _, real = self._differences(rows, site, self.filled[rows])
+        return ~(too_close(self.metric[rows], start) & real).any(1)
+
+    def _line_free(self, rows: torch.Tensor, site: torch.Tensor) -> torch.Tensor:
+        """(R, Q) with which values of their parameter the atoms of positions (rows of the tables) are apart."""
+        return free_on_line(self.metric[rows], *self._differences(rows, site, self.filled[rows] + self.reserved[rows]))
+
+    def _differences(self, rows: torch.Tensor, site: torch.Tensor, taken: torch.Tensor
+                     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Start, direction (R, M, 3) and whether it is real (R, M) of the first atom's differences to all others of its
+        position, and to the first `taken` (R,) places in `atoms`."""
+        count, filled = int(self.t.members[site].max()), int(taken.max())
+        line, shift = self.t.matrix[site, :count, :, 0], self.t.shift[site, :count]
+        start = torch.cat([shift[:, :1] - self.atoms[rows, :filled], shift[:, :1] - shift[:, 1:]], 1)
+        direction = torch.cat([line[:, :1].expand(-1, filled, -1), line[:, :1] - line[:, 1:]], 1)
+        real = torch.cat([torch.arange(filled, device=rows.device) < taken[:, None],
+                          torch.arange(1, count, device=rows.device) < self.t.members[site, None]], 1)
+        return start, direction, real
+
+
+def _along(free: torch.Tensor, start: torch.Tensor, along: torch.Tensor, grid: torch.Tensor, k: int) -> torch.Tensor:
+    """(N, Q): coordinate k of points start + along * t for those t (N, Q) that are free and meet the first k of grid.
+
+    In steps of 1/Q all of them; where coordinate k runs along t from what is already settled, the rest is met as well.
+    """
+    t = torch.arange(Q, device=free.device)
+    for i in range(k):
+        free = free & ((start[:, i, None] + along[:, i, None] * t - grid[:, i, None]) % Q == 0)
+    found = torch.zeros_like(free)
+    n, j = free.nonzero(as_tuple=True)
+    found[n, (start[n, k] + along[n, k] * j) % Q] = True
+    return found
+
+
+def _any_by(which: torch.Tensor, found: torch.Tensor, n: int) -> torch.Tensor:
+    """(n, K) bool: whether any of the rows i of found (N, K) with which[i] = row has it; `which` is sorted."""
+    some = torch.zeros(n, found.shape[1], dtype=torch.bool, device=found.device)
+    if len(which) == n:
+        some[which] = found  # for nearly all batches: one of each
+        if torch.equal(which, torch.arange(n, device=which.device)):
+            return some
+    return torch.zeros(n, found.shape[1], dtype=torch.int16, device=found.device).index_add_(0, which, found.short()) > 0
+
+
+def _coset(which: torch.Tensor, first: torch.Tensor, step: torch.Tensor, n: int) -> torch.Tensor:
+    """(n, Q) bool: in row which[i] the values first[i] + any whole number of step[i]."""
+    found = torch.zeros(n, Q, dtype=torch.bool, device=which.device)
+    found[which[step == 1]] = True
+    i, j = _ranges(torch.zeros_like(step), torch.where(step == 1, 0, Q // step))
+    found[which[i], (first[i] + j * step[i]) % Q] = True
+    return found
+
+
+def _ranges(first: torch.Tensor, number: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(i, first[i] + j) for all i and j < number[i]."""
+    i = torch.arange(len(first), device=first.device).repeat_interleave(number)
+    j = torch.arange(len(i), device=first.device) - (number.cumsum(0) - number)[i]
+    return i, first[i] + j
+
+
+def _bools(indices: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """(R, 27) bool from lists of positions."""
+    found = torch.zeros(len(indices), MOST_POSITIONS, dtype=torch.bool)
+    r = [i for i, some in enumerate(indices) for _ in some]
+    found[r, [j for some in indices for j in some]] = True
+    return found.to(device)
