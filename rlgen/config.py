@@ -123,6 +123,9 @@ class SampleConfig:
     batch: int = 256
     temperature: float = 1.0
     condition: dict[str, Any] = field(default_factory=dict)
+    infill: str | None = None
+    mask: str | None = None
+    draws: int = 8
     device: str = "auto"
 
 
@@ -143,7 +146,7 @@ class EvaluateConfig:
 #: What a number may at least be, by the last part of its key; shares are also at most 1.
 LEAST: dict[str, float] = (
     dict.fromkeys(("steps", "batch", "minibatch", "epochs", "n", "evaluate_every", "checkpoint_every", "patience",
-                   "samples", "hidden_size", "layers", "heads", "intermediate_size"), 1)
+                   "samples", "draws", "hidden_size", "layers", "heads", "intermediate_size"), 1)
     | dict.fromkeys(("seed", "threads", "workers", "warmup", "sample_every", "evaluate", "learning_rate",
                      "weight_decay", "max_grad_norm", "relax_steps", "kl", "lora_rank", "lora_alpha"), 0)
     | {"group_size": 2, "temperature": 1e-3}

@@ -289,7 +289,7 @@ def can_be_neutral(structure: Structure) -> bool:
         ({"elements": "Li-Xx"}, "no element"),
         ({"elements": "Li", "formula": "NaCl"}, "does not allow"),
         ({"element": "Na", "formula": "LiF"}, "not in the formula"),
-        ({"formula": "NaCl2", "neutral": True}, "neutral"),
+        ({"formula": "NaF2", "neutral": True}, "neutral"),
         ({"max_atoms": 3, "n_atoms": 4}, "over max_atoms"),
         ({"max_atoms": 0}, "at least 1"),
         ({"colour": "blue"}, "cannot ask for colour"),

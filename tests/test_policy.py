@@ -178,12 +178,19 @@ def test_prompts_are_drawn_from_the_crystals():
     assert table.sample(50, np.random.default_rng(1)) == table.sample(50, np.random.default_rng(1))
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
-def test_a_part_of_the_properties_is_kept(keep):
-    table = PromptTable.of([225, 2], [[11, 17], [3, 25, 8, 8]])
-    drawn = table.sample(2000, np.random.default_rng(0), keep=keep)
-    for name in ("space_group", "n_atoms", "element"):
-        assert np.mean([name in row for row in drawn]) == pytest.approx(keep, abs=0.04)
+def test_what_is_left_open_follows_the_crystals_that_fit():
+    table = PromptTable.of([225, 225, 62, 2], [[11, 17], [3, 9], [38, 22] + [8] * 3, [3, 25, 8, 8]])
+    rng = np.random.default_rng(0)
+
+    def drawn(**asked):
+        return table.answering(asked, 200, rng, lambda condition: True)
+
+    assert {(c["n_atoms"], c["element"]) for c in drawn(space_group=225)} == {(2, "Na"), (2, "Cl"), (2, "Li"), (2, "F")}
+    assert {c["space_group"] for c in drawn(element="Li")} == {225, 2}
+    assert {(c["space_group"], c["n_atoms"]) for c in drawn(formula="SrTiO3")} == {(62, 5)}
+    assert {(c["space_group"], c["n_atoms"]) for c in drawn(elements="Li-O", max_atoms=4)} == {(225, 2)}
+    assert drawn(space_group=100)[0] == {"space_group": 100}  # no crystal has it: the rest stays open
+    assert table.answering({"space_group": 225}, 1, rng, lambda condition: False) == [{"space_group": 225}]
 
 
 def test_the_seed_decides_the_weights():

@@ -31,7 +31,7 @@ class Asked:
     @classmethod
     def of(cls, condition: Condition) -> Asked | None:
         """What a condition asks of the grammar alone; None for nothing. Raises UserError for nonsense."""
-        if not any(condition.get(key) not in (None, False) for key in HARD):
+        if all(condition.get(key) is None or condition.get(key) is False for key in HARD):  # 0 is a mistake to tell
             return None
         formula, elements = condition.get("formula"), condition.get("elements")
         counts = _formula(formula) if formula is not None else None
@@ -133,13 +133,13 @@ def _can_be_neutral(budget: dict[int, int]) -> bool:
 
 def _formula(text: Any) -> tuple[tuple[int, int], ...]:
     try:
-        amounts = Composition(str(text)).get_el_amt_dict()
+        amounts = {Element(symbol).Z: n for symbol, n in Composition(str(text)).get_el_amt_dict().items()}
     except (ValueError, KeyError) as error:
         raise UserError(f"formula={text!r} is no formula: {error}") from None
     if not amounts or any(amount != int(amount) for amount in amounts.values()):
         raise UserError(f"formula={text!r} must have whole numbers of atoms")
     divisor = gcd(*(int(amount) for amount in amounts.values()))
-    return tuple(sorted((Element(symbol).Z, int(amount) // divisor) for symbol, amount in amounts.items()))
+    return tuple(sorted((z, int(amount) // divisor) for z, amount in amounts.items()))
 
 
 def _elements(value: Any) -> frozenset[int]:

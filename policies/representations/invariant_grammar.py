@@ -43,7 +43,6 @@ class InvariantState(State):
         self.phase = torch.full((b,), FORMULA, device=device)
         self.group = torch.zeros(b, dtype=torch.long, device=device)
         self.k = torch.zeros(b, dtype=torch.long, device=device)  # coordinates of the site written so far
-        self.multiplicity = torch.zeros(b, dtype=torch.long, device=device)  # of the site being written
         self.grid = torch.zeros(b, 3, dtype=torch.long, device=device)
         self.places = Places(representation.max_atoms, b, device)
         nothing = torch.zeros(b, dtype=torch.long, device=device)
@@ -52,9 +51,11 @@ class InvariantState(State):
         #: Atoms still to be placed of each element, in order; the first is current. The most that its next site has.
         self.rest: list[Counts] = [()] * b
         self.cap = [ANY] * b
+        #: By position, which points must be occupied after a site on it.
+        self.needed: list[tuple[Counts, ...]] = [()] * b
 
     def keep(self, rows: int) -> None:
-        for name in ("phase", "group", "k", "multiplicity", "grid", "formulas", "patterns", "rest", "cap"):
+        for name in ("phase", "group", "k", "grid", "formulas", "patterns", "rest", "cap", "needed"):
             setattr(self, name, getattr(self, name)[:rows])
         self.lattice.keep(rows)
         self.places.keep(rows)
@@ -160,11 +161,14 @@ class InvariantState(State):
         if len(rows):
             found = [choices(self.rep.max_atoms, int(self.group[i]), self.patterns[i], self.rest[i], self.cap[i])
                      for i in rows.tolist()]
-            self.places.open_for(rows, self.group[rows], *(list(column) for column in zip(*found, strict=True)))
+            self.places.open_for(rows, self.group[rows], [x for x, _, _ in found], [x for _, x, _ in found])
+            for i, (_, _, needed) in zip(rows.tolist(), found, strict=True):
+                self.needed[i] = needed
 
     def _take_multiplicity(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         table = torch.tensor(MULTIPLICITIES, device=rows.device)
-        self.places.narrow(rows, self.group[rows], table[tokens - self.rep.first["multiplicity"]])
+        multiplicity = table[(tokens - self.rep.first["multiplicity"]).clamp(0, len(table) - 1)]
+        self.places.narrow(rows, self.group[rows], multiplicity, [self.needed[i] for i in rows.tolist()])
         self.k[rows] = 0
         self.phase[rows] = COORDINATE
 

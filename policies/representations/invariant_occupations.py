@@ -75,9 +75,10 @@ def _sums_up(parts: Counts, total: int, cap: int) -> bool:
 
 
 @cache
-def choices(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int) -> tuple[Counts, Counts, Counts]:
+def choices(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int
+            ) -> tuple[Counts, Counts, tuple[Counts, ...]]:
     """Positions (indices) that the next site may be on; those of them with which the crystal can have its group; and
-    those without which, now or later, it cannot be completed.
+    for each position those without which, after a site on it, the crystal cannot be completed.
 
     pattern: the sites so far, elements labelled 0, 1, ... as they come. rest: atoms still to be placed of the current
     element, not 0, and of each that comes after it. cap: the largest position, in atoms, that may follow.
@@ -85,10 +86,17 @@ def choices(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int
     label = _label(pattern, cap)
     possible = [(i, after) for i, m, after in _steps(max_atoms, group, pattern, label, rest, cap)]
     symmetric = tuple(i for i, after in possible if can_have(max_atoms, group, *after))
+    needed: list[Counts] = [()] * len(atoms_of(max_atoms, group))
+    for i, after in possible:
+        needed[i] = _needed(max_atoms, group, *after)
+    return tuple(i for i, _ in possible), symmetric, tuple(needed)
+
+
+def _needed(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int) -> Counts:
+    """Positions (indices) without which what is left cannot be completed."""
     used, others = tuple(i for i, _ in pattern), tuple(sorted(rest[1:]))
-    needed = tuple(i for i, (_, again) in enumerate(atoms_of(max_atoms, group))
-                   if not again and i not in used and not _held(max_atoms, group, (*used, i), rest[0], cap, others))
-    return tuple(i for i, _ in possible), symmetric, needed
+    return tuple(i for i, (m, again) in enumerate(atoms_of(max_atoms, group)) if not again and i not in used and rest
+                 and m <= max(rest) and not _held(max_atoms, group, (*used, i), rest[0], cap, others))
 
 
 def _label(pattern: Pattern, cap: int) -> int:

@@ -34,11 +34,10 @@ class Places:
             setattr(self, name, getattr(self, name)[:rows])
 
     def open_for(self, rows: torch.Tensor, group: torch.Tensor, possible: Sequence[Sequence[int]],
-                 symmetric: Sequence[Sequence[int]], needed: Sequence[Sequence[int]]) -> None:
+                 symmetric: Sequence[Sequence[int]]) -> None:
         """Begin a site on one of some positions (indices): those with which the group can stay as it is and with room
-        for the atoms, or, if there are none, with room, or any. Points that are needed are kept free for later."""
-        wanted, proper, needs = (_bools(some, rows.device) for some in (possible, symmetric, needed))
-        self._reserve(rows, group, needs)
+        for the atoms, or, if there are none, with room, or any."""
+        wanted, proper = (_bools(some, rows.device) for some in (possible, symmetric))
         apart = self._roomy(rows, group, wanted)
         choice = wanted
         for better in (apart, proper & apart):
@@ -50,10 +49,17 @@ class Places:
         at = self.t.base[group, None] + torch.arange(MOST_POSITIONS, device=rows.device)
         return self.open[rows], self.t.members[at.clamp(max=len(self.t.members) - 1)]
 
-    def narrow(self, rows: torch.Tensor, group: torch.Tensor, multiplicity: torch.Tensor) -> None:
-        """Leave open only positions of a multiplicity (R,)."""
+    def narrow(self, rows: torch.Tensor, group: torch.Tensor, multiplicity: torch.Tensor,
+               needed: Sequence[Sequence[Sequence[int]]]) -> None:
+        """Leave open only positions of a multiplicity (R,). needed: by row and position the points (indices) that must
+        then be occupied later; they are kept free."""
         open_, found = self.multiplicities(rows, group)
-        self.open[rows] = open_ & (found == multiplicity[:, None])
+        open_ &= found == multiplicity[:, None]
+        common = [set.intersection(*(set(points[i]) for i, here in enumerate(some) if here), set(range(MOST_POSITIONS)))
+                  for points, some in zip(needed, open_.tolist(), strict=True)]
+        self._reserve(rows, group, _bools([sorted(points) for points in common], rows.device))
+        apart = self._roomy(rows, group, open_)
+        self.open[rows] = torch.where(apart.any(1, keepdim=True), apart, open_)
 
     def values(self, rows: torch.Tensor, group: torch.Tensor, grid: torch.Tensor, k: int) -> torch.Tensor:
         """(R, Q) bool: coordinate k of the atom that is written, after the first k ones of grid (R, 3)."""
@@ -224,13 +230,9 @@ def _along(free: torch.Tensor, start: torch.Tensor, along: torch.Tensor, grid: t
 
 
 def _any_by(which: torch.Tensor, found: torch.Tensor, n: int) -> torch.Tensor:
-    """(n, K) bool: whether any of the rows i of found (N, K) with which[i] = row has it; `which` is sorted."""
-    some = torch.zeros(n, found.shape[1], dtype=torch.bool, device=found.device)
-    if len(which) == n:
-        some[which] = found  # for nearly all batches: one of each
-        if torch.equal(which, torch.arange(n, device=which.device)):
-            return some
-    return torch.zeros(n, found.shape[1], dtype=torch.int16, device=found.device).index_add_(0, which, found.short()) > 0
+    """(n, K) bool: whether any of the rows i of found (N, K) with which[i] = row has it."""
+    count = torch.zeros(n, found.shape[1], dtype=torch.int16, device=found.device)
+    return count.index_add_(0, which, found.short()) > 0
 
 
 def _coset(which: torch.Tensor, first: torch.Tensor, step: torch.Tensor, n: int) -> torch.Tensor:

@@ -152,7 +152,7 @@ def _bad_x(outer: np.ndarray, inner: np.ndarray, shift: np.ndarray, basis: np.nd
     lost[o[halves], x[halves], second[halves].astype(int)] = True
     both = halves & (free[i, 1] < Q)
     lost[o[both], x[both]] = True
-    return lost.all(2)
+    return lost[..., 0] & lost[..., 1]
 
 
 def _operations() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
