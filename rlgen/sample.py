@@ -25,7 +25,7 @@ def run(config: Any) -> None:
     generator = torch.Generator(policy.device).manual_seed(config.seed)
     started = time.monotonic()
     if (config.infill is None) != (config.mask is None):
-        raise UserError("infill=FILE and mask=… go together: the crystal, and the part of it that is to be written anew")
+        raise UserError("infill=FILE and mask=… go together: a crystal, and the part of it that is to be written anew")
     if config.infill is not None:
         crystals, columns = _completed(config, policy, generator)
     else:

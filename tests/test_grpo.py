@@ -40,7 +40,7 @@ def rollout_of(policy, seed, prompts=4, size=8):
 def cubic_share(policy, rollout):
     """(B,) share of lattice tokens that are the hundredths ".00Å": something a policy can learn to write."""
     p, first = policy.representation.prompt_length, policy.representation.first["hundredth"]
-    return (rollout.ids[:, [p + 1, p + 3, p + 5]] < first + 50).float().mean(1).numpy()
+    return (rollout.ids[:, [p + 7, p + 9, p + 11]] < first + 50).float().mean(1).numpy()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

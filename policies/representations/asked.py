@@ -70,7 +70,7 @@ class Asked:
         most = min(most, self.max_atoms or most)
         multiples = [k for k in range(1, most // unit + 1) if not exact or k * unit == exact]
         found = [{z: k * count for z, count in self.formula} for k in multiples]
-        found = [budget for budget in found if not self.neutral or _can_be_neutral(budget)]
+        found = [budget for budget in found if not self.neutral or can_be_neutral(budget)]
         if not found:
             raise UserError(f"no crystal of {exact or f'at most {most}'} atoms has the formula asked for"
                             + (" and can be neutral by common oxidation states" if self.neutral else ""))
@@ -123,7 +123,7 @@ class Charges:
         return bool(self.bits >> self.offset & 1) if self.offset >= 0 else False
 
 
-def _can_be_neutral(budget: dict[int, int]) -> bool:
+def can_be_neutral(budget: dict[int, int]) -> bool:
     """Whether some choice of common oxidation states, one an atom, adds up to zero."""
     total = Charges.none()
     for z, count in budget.items():
