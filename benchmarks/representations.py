@@ -1,0 +1,69 @@
+"""The four ways of writing a crystal, side by side: `python benchmarks/representations.py minutes=5 samples=512`.
+
+Pretrains the `tiny` policy on MP-20 with each for the same time of training (steps are counted off a short run before),
+samples from each, judges the samples, and prints a table. `output=` keeps the runs; those that are there are not made
+again. `names=atoms,orbits` restricts it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SETTINGS = ["policy=tiny", "data=mp20", "batch=128", "threads=1", "sample_every=0"]
+SHARES = ("valid", "unique", "novel", "metastable", "sun")
+
+
+def call(verb: str, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-m", f"rlgen.{verb}", *arguments], check=True,
+                   stdout=subprocess.DEVNULL)
+
+
+def seconds_per_step(name: str, output: Path) -> float:
+    """Of steps 31 to 80 of a short run: before that, caches fill."""
+    call("pretrain", f"representation={name}", *SETTINGS, "steps=80", "evaluate_every=1000", f"output={output}")
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    tokens, elapsed = 0, []
+    for line in lines:
+        tokens += line["pretrain/tokens"]
+        elapsed.append(tokens / line["time/tokens_per_second"])
+    return (elapsed[-2] - elapsed[29]) / (len(elapsed) - 31)  # the last one validates
+
+
+def measured(name: str, minutes: float, samples: int, output: Path) -> dict[str, float | str]:
+    run = output / name
+    if not (run / "policy" / "README.md").exists():
+        steps = int(minutes * 60 / seconds_per_step(name, output / f"{name}_trial"))
+        call("pretrain", f"representation={name}", *SETTINGS, f"steps={steps}", "warmup=100",
+             f"evaluate_every={max(50, steps // 8)}", "patience=100", f"output={run}")
+    started = time.perf_counter()
+    call("sample", f"policy={run / 'policy'}", f"n={samples}", f"output={output / f'{name}_samples'}")
+    rate = samples / (time.perf_counter() - started)
+    call("evaluate", f"input={output / f'{name}_samples'}", "data=mp20", "relax_steps=60", "workers=1",
+         f"output={output / f'{name}_judged'}")
+    (judged,) = json.loads((output / f"{name}_judged" / "table.json").read_text()).values()
+    card = dict(line.strip("| \n").split(" | ", 1) for line in (run / "policy" / "README.md").read_text().splitlines()
+                if line.startswith("| ") and " | " in line.strip("| "))
+    return ({"steps": card["steps"].split(";")[0], "nats per crystal": card["validation NLL (nats per crystal)"],
+             "nats per atom": card["validation NLL (nats per atom)"]}
+            | {share: f"{judged['summary'][share]['value']:.1%}" for share in SHARES}
+            | {"space groups": f"{judged['summary']['space_groups']['value']:.1f}",
+               "written": f"{judged['summary']['e_above_hull_written']['value']:.2f}",
+               "relaxed": f"{judged['summary']['e_above_hull']['value']:.3f}",
+               "crystals/s": f"{rate:.0f}"})
+
+
+def main(minutes: float = 5, samples: int = 512, output: str = "runs/representations",
+         names: str = "atoms,orbits,text,invariant") -> None:
+    rows = {name: measured(name, float(minutes), int(samples), Path(output)) for name in names.split(",")}
+    columns = list(next(iter(rows.values())))
+    print("| | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
+    for name, row in rows.items():
+        print(f"| {name} | " + " | ".join(str(row[c]) for c in columns) + " |")
+
+
+if __name__ == "__main__":
+    main(**dict(argument.split("=", 1) for argument in sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""Where atoms may lie: intervals of parabolas against every grid point and periodic image, one by one."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from pymatgen.core import Lattice
+
+from policies.representations.distances import MIN_DISTANCE, MIN_HEIGHT, free_on_line, too_close
+from policies.representations.quantiser import Q
+
+IMAGES = np.array(list(itertools.product(range(-4, 5), repeat=3)))
+
+
+def cells(count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Lattice rows, skew ones among them, whose planes are at least `MIN_HEIGHT` apart."""
+    found = []
+    while len(found) < count:
+        angles = rng.uniform(45, 135, 3)
+        if not abs(angles[0] - angles[1]) + 2 < angles[2] < min(angles[0] + angles[1], 360 - angles[0] - angles[1]) - 2:
+            continue
+        rows = Lattice.from_parameters(*rng.uniform(1.5, 4, 3), *angles).matrix
+        if (1 / np.linalg.norm(np.linalg.inv(rows), axis=0)).min() >= MIN_HEIGHT:
+            found.append(rows)
+    return found
+
+
+def shortest(rows: np.ndarray, differences: np.ndarray) -> np.ndarray:
+    """(...) Å of fractional differences (..., 3): the shortest over all images."""
+    wrapped = differences - np.round(differences)
+    return np.linalg.norm((wrapped[..., None, :] + IMAGES) @ rows, axis=-1).min(-1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lines_are_free_where_no_image_is_near(seed):
+    rng = np.random.default_rng(seed)
+    rows = cells(6, rng)
+    metric = torch.tensor(np.array([r @ r.T for r in rows]), dtype=torch.float32)
+    start = torch.tensor(rng.integers(-Q, Q, (6, 5, 3)) / Q, dtype=torch.float32)
+    direction = torch.tensor(rng.integers(-2, 3, (6, 5, 3)), dtype=torch.float32)
+    direction[:, 0] = torch.tensor([0.0, 0.0, 1.0])
+    real = torch.tensor(rng.random((6, 5)) < 0.8)
+    free = free_on_line(metric, start, direction, real).numpy()
+    u = np.arange(Q)[:, None] / Q
+    some_taken = False
+    for b in range(6):
+        distance = np.full(Q, np.inf)
+        for m in range(5):
+            if real[b, m]:
+                distance = np.minimum(distance, shortest(rows[b], start[b, m].numpy() + u * direction[b, m].numpy()))
+        clear = np.abs(distance - MIN_DISTANCE) > 1e-4  # float32 may decide at the limit itself
+        assert (free[b] == (distance >= MIN_DISTANCE))[clear].all()
+        some_taken |= (~free[b]).any()
+    assert some_taken
+
+
+def test_points_too_close():
+    rng = np.random.default_rng(1)
+    rows = cells(20, rng)
+    metric = torch.tensor(np.array([r @ r.T for r in rows]), dtype=torch.float32)
+    differences = rng.normal(scale=0.2, size=(20, 50, 3)) + rng.integers(-2, 3, (20, 50, 3))
+    found = too_close(metric, torch.tensor(differences, dtype=torch.float32)).numpy()
+    expected = np.array([shortest(r, d) for r, d in zip(rows, differences, strict=True)]) < MIN_DISTANCE
+    assert (found == expected).mean() > 0.999 and 0 < expected.mean() < 1
+
+
+def test_by_hand():
+    # A cube of 5.04 Å: 0.5 Å is exactly 100 steps. An atom at 1/4 of the edge forbids 252 - 99 .. 252 + 99 along it.
+    metric = torch.eye(3)[None] * 5.04**2
+    start = torch.tensor([[[-0.25, 0.0, 0.0]]])
+    free = free_on_line(metric, start, torch.tensor([[[1.0, 0.0, 0.0]]]), torch.tensor([[True]]))[0]
+    assert (~free).nonzero()[:, 0].tolist() == list(range(153, 352))
+    # Half an ångström beside the line nothing is forbidden, and a difference that stays forbids all or nothing.
+    beside = torch.tensor([[[-0.25, 0.1, 0.0]]])
+    assert free_on_line(metric, beside, torch.tensor([[[1.0, 0.0, 0.0]]]), torch.tensor([[True]])).all()
+    assert not free_on_line(metric, start * 0.2, torch.zeros(1, 1, 3), torch.tensor([[True]])).any()
+    assert free_on_line(metric, start, torch.zeros(1, 1, 3), torch.tensor([[True]])).all()
+
+
+def test_nothing_to_keep_from_leaves_all_free():
+    assert free_on_line(torch.eye(3)[None], torch.zeros(1, 0, 3), torch.zeros(1, 0, 3), torch.zeros(1, 0) > 0).all()
