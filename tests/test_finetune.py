@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
-from policies.representations import make
+from policies.representations import REPRESENTATIONS, make
 from rlgen import finetune
 from rlgen.config import load
 from rlgen.types import UserError
@@ -56,6 +56,19 @@ def test_run_leaves_what_it_promises(policy, tmp_path):
     trained, _ = CrystalPolicy.load(str(tmp_path / "run" / "policy"))
     start, _ = CrystalPolicy.load(str(policy))
     assert not torch.equal(trained.embed.weight, start.embed.weight)
+
+
+@pytest.mark.parametrize("name", REPRESENTATIONS)
+def test_every_representation_can_be_finetuned(tmp_path, name):
+    torch.manual_seed(0)
+    CrystalPolicy.create(make(name, max_atoms=8), hidden_size=32, layers=2, heads=2,
+                         intermediate_size=64).save_pretrained(tmp_path / "start")
+    PromptTable.of([225, 221, 139], [[11, 17], [22, 38, 8, 8, 8], [29]]).save(tmp_path / "start")
+    run(tmp_path / "start", tmp_path / "run", "reward=validity+uniqueness", "steps=2", f"representation={name}")
+    first, second = metrics(tmp_path / "run")
+    # The first step's ratios are exactly 1: what was sampled and what is learnt from is one distribution.
+    assert first["policy/clip_fraction"] == 0 and abs(first["policy/kl"]) < 1e-6
+    assert first["sample/valid"] > 0 and second["policy/kl"] > 0
 
 
 def test_resume_is_the_uninterrupted_run(policy, tmp_path):

@@ -21,7 +21,7 @@ from pymatgen.core import Lattice, Structure
 from safetensors.torch import load_file
 
 from policies.model import CrystalPolicy
-from policies.representations import make
+from policies.representations import REPRESENTATIONS, make
 from rlgen import checkpoint, config, pretrain
 from rlgen.config import load
 from rlgen.data import Record
@@ -193,6 +193,15 @@ def whole(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     signal.signal(signal.SIGINT, handler)
     torch.set_num_threads(threads)
     return output
+
+
+@pytest.mark.parametrize("name", REPRESENTATIONS)
+def test_every_representation_can_be_pretrained(table, tmp_path, name):
+    pretrain.run(load("pretrain", [*arguments(table, tmp_path / "run"), f"representation={name}", "steps=4",
+                                   "evaluate_every=4", "checkpoint_every=4"]))
+    policy, _ = CrystalPolicy.load(str(tmp_path / "run/policy"), name)
+    assert policy.representation.name == name
+    assert all(line["pretrain/loss"] > 0 for line in metrics(tmp_path / "run"))
 
 
 def test_a_run_leaves_what_it_says(whole, table):
