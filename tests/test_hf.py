@@ -187,7 +187,7 @@ def test_pretraining_lowers_the_loss_and_changes_adapters_alone(path, tmp_path):
         writer.writerow(["material_id", "cif"])
         small = {name: s for name, s in CRYSTALS.items() if len(s) <= 8}
         for i, (name, s) in enumerate([*small.items()] * 3):
-            writer.writerow([f"{name} {i}", s.scale_lattice(s.volume * (1 + 0.02 * i)).to(fmt="cif")])
+            writer.writerow([f"{name} {i}", s.copy().scale_lattice(s.volume * (1 + 0.02 * i)).to(fmt="cif")])
     handler, threads = signal.getsignal(signal.SIGINT), torch.get_num_threads()
     given = {"policy": "hf", "policy.path": path, "policy.lora_rank": 4, "output": tmp_path / "run", "steps": 12,
              "data": tmp_path / "crystals.csv", "batch": 8, "warmup": 0, "learning_rate": 2e-2, "ema": 0.5,
