@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
@@ -9,6 +10,7 @@ import numpy as np
 from pymatgen.core import Element, Lattice, Structure
 
 from rewards.base import Reward
+from rlgen import counters
 from rlgen.types import Condition, UserError
 
 #: One crystal on its way to a worker: lattice (3, 3) Å, atomic numbers (N,), fractional coordinates (N, 3). A pickled
@@ -36,10 +38,12 @@ def _element(number: int) -> Element:
     return Element.from_Z(number)
 
 
-def measure(rewards: Sequence[Reward], payloads: Sequence[Payload], conditions: Sequence[Condition]) -> list[Measured]:
-    """Every reward on the same crystals. Runs in a worker, or in-process when there are none."""
+def measure(
+    rewards: Sequence[Reward], payloads: Sequence[Payload], conditions: Sequence[Condition]
+) -> tuple[list[Measured], Counter[str]]:
+    """Every reward on the same crystals, and the events counted over it. Runs in a worker, or in-process without."""
     structures = [unpack(p) for p in payloads]
-    return [_measure_one(reward, structures, conditions) for reward in rewards]
+    return [_measure_one(reward, structures, conditions) for reward in rewards], counters.drain()
 
 
 def _measure_one(reward: Reward, structures: list[Structure], conditions: Sequence[Condition]) -> Measured:

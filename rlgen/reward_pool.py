@@ -15,9 +15,13 @@ from pymatgen.core import Structure
 from rewards.base import Reward
 from rewards.expression import Expression, parse
 from rewards.validity import Validity
+from rlgen import counters
 from rlgen.reward_measure import Measured, Payload, measure, pack
 from rlgen.reward_workers import Task, Workers
 from rlgen.types import Condition, CrystalError, RewardBreakdown, UserError
+
+#: What the pool itself counts; a breakdown has them even when they are 0.
+_ALWAYS = ("restarts", "timeouts", "failures")
 
 
 class RewardPool:
@@ -57,7 +61,7 @@ class RewardPool:
         self.chunk, self.timeout_s = chunk, timeout_s
         # Validity is checked here and first, whether or not it is a reward: no other reward sees an invalid crystal.
         self._gate = next((r for r in self.rewards if isinstance(r, Validity)), Validity())
-        self.counters: Counter[str] = Counter(restarts=0, timeouts=0, failures=0)
+        self.counters: Counter[str] = Counter(dict.fromkeys(_ALWAYS, 0))
         self._proven: set[int] = set()
         self._workers = Workers(self.rewards, workers, start_timeout_s, self.counters) if workers > 0 else None
 
@@ -104,8 +108,10 @@ class RewardPool:
         self.counters["failures"] += int((status == "failed").sum())
         score = self._transform(raw)
         total = np.where(status == "invalid", 0.0, self.expression.combine(score[:, self._columns]))
-        counters = {name: self.counters[name] - before[name] for name in self.counters}
-        return RewardBreakdown(self.names, raw, score, total, status, reasons, counters=counters)
+        self.counters.update(counters.drain())  # what the check of validity counted
+        # Of other events, those of this batch only: a resumed run logs what the uninterrupted one does.
+        new = {name: n - before[name] for name, n in self.counters.items() if name in _ALWAYS or n != before[name]}
+        return RewardBreakdown(self.names, raw, score, total, status, reasons, counters=new)
 
     def _plan(self, valid: list[int], payloads: dict[int, Payload]) -> tuple[list[Task], list[Task]]:
         """What is measured in this process, and what by workers (also in this process if there are none)."""
@@ -161,7 +167,9 @@ class RewardPool:
             for task in todo:
                 rewards = [self.rewards[k] for k in task.rewards]
                 crystals = [payloads[i] for i in task.crystals], [conditions[i] for i in task.crystals]
-                record(task, measure(rewards, *crystals))
+                results, counted = measure(rewards, *crystals)
+                self.counters.update(counted)
+                record(task, results)
 
         if self._workers is None:
             locally(here + tasks)

@@ -47,7 +47,9 @@ class Worker:
             return str(error)
         return None
 
-    def measure(self, which: list[int], payloads: list[Payload], conditions: list[Condition]) -> list[Measured] | str:
+    def measure(
+        self, which: list[int], payloads: list[Payload], conditions: list[Condition]
+    ) -> tuple[list[Measured], Counter[str]] | str:
         try:
             return measure([self.rewards[k] for k in which], payloads, conditions)
         except UserError as error:
@@ -179,7 +181,9 @@ class Workers:
             if slot.task is None:
                 self._start_failures = 0
             else:
-                record(slot.task, answer)
+                results, counted = answer
+                self.counters.update(counted)
+                record(slot.task, results)
             slot.ref = slot.task = None
         now = time.monotonic()
         for k, slot in enumerate(self._slots):

@@ -158,7 +158,8 @@ def breakdown_scalars(breakdown: RewardBreakdown) -> dict[str, float]:
     for k, name in enumerate(breakdown.names):
         scalars[f"reward/{name}"] = _mean(breakdown.score[:, k])
         scalars[f"reward/{name}_raw"] = _mean(breakdown.raw[:, k])
-    return scalars | {f"pool/{name}": float(count) for name, count in breakdown.counters.items()}
+    counted = breakdown.counters.items()
+    return scalars | {name if "/" in name else f"pool/{name}": float(count) for name, count in counted}
 
 
 def energy_histogram(before: Sequence[float], after: Sequence[float] | None = None) -> Figure:

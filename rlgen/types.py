@@ -39,7 +39,7 @@ class RewardBreakdown:
     score: (B, K) in [0, 1], NaN where nothing was measured. total: (B,) in [0, 1], always finite.
     status: (B,) of "ok" | "invalid" (no valid crystal, total 0) | "failed" (some reward could not be evaluated: it
     counts 0 in the total). reason: (B,) why, "" for ok. extra: further columns (B,) to keep, e.g. `e_above_hull`.
-    counters: events of the reward pool, e.g. restarted workers.
+    counters: events of the reward pool (`restarts`, `timeouts`, `failures`) and what `rlgen.counters` counted.
     """
 
     names: tuple[str, ...]

@@ -16,6 +16,7 @@ ENTRY_POINTS = {f"rlgen.{verb}" for verb in ("pretrain", "finetune", "sample", "
 #: that entry points share.
 LEVELS = {
     "rlgen.types": 0,
+    "rlgen.counters": 0,
     "rlgen.data": 1,
     "rlgen.energies": 1,
     "rlgen.hull": 1,
@@ -94,8 +95,9 @@ def test_policies_and_rewards_do_not_know_each_other(one, other):
             assert not [name for name in imported(module) if name.split(".")[0] == other], module
 
 
-def test_types_import_nothing_of_ours():
-    assert not imported("rlgen.types")
+@pytest.mark.parametrize("module", ["rlgen.types", "rlgen.counters"])
+def test_what_all_import_imports_nothing_of_ours(module):
+    assert not imported(module)
 
 
 def loaded_by(statement: str) -> tuple[float, set[str]]:

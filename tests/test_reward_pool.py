@@ -20,6 +20,8 @@ from rlgen.reward_measure import pack, unpack
 from rlgen.reward_pool import RewardPool
 from rlgen.types import CrystalError, UserError
 
+ALWAYS = ("restarts", "timeouts", "failures")
+
 
 def rocksalt(cation: str = "Na", anion: str = "Cl", a: float = 5.6) -> Structure:
     """The cubic cell of eight atoms. Written out: from_spacegroup takes 0.1 s."""
@@ -69,7 +71,7 @@ def test_invalid_failed_and_low_are_three_things():
     np.testing.assert_allclose(result.raw[:, 2], [50, np.nan, np.nan, 50])
     np.testing.assert_allclose(result.total, [(0.05 + 0.5) / 2, 0, 0, 0.25])
     assert result.names == ("validity", "length", "asked")
-    assert result.counters == {"restarts": 0, "timeouts": 0, "failures": 1}
+    assert result.counters == {"restarts": 0, "timeouts": 0, "failures": 1, "toy/measured": 2}
 
 
 def test_nan_never_raises_a_total():
@@ -103,6 +105,7 @@ def test_same_results_with_any_number_of_workers():
         np.testing.assert_array_equal(results[0].score, other.score)
         np.testing.assert_array_equal(results[0].total, other.total)
         assert results[0].status.tolist() == other.status.tolist() and results[0].reason == other.reason
+        assert results[0].counters == other.counters
     assert results[0].reason[1] == "length: ZeroDivisionError: no such length"
     # Rock salts of one chemistry differ in volume alone, which the matcher scales away: 8, 9 and 9 copies.
     np.testing.assert_allclose(results[0].raw[0, 5], 9)
@@ -128,7 +131,7 @@ def test_poison_fails_alone(tmp_path):
     ok = np.arange(12) != 5
     np.testing.assert_allclose(result.raw[ok, 0], lengths(crystals)[ok])
     assert result.status[5] == "failed" and "died twice" in result.reason[5] and set(result.status[ok]) == {"ok"}
-    assert result.counters == {"restarts": 2, "timeouts": 0, "failures": 1}
+    assert {k: result.counters[k] for k in ALWAYS} == {"restarts": 2, "timeouts": 0, "failures": 1}
     with RewardPool([Length(kill_for="U", once=str(tmp_path))], "length", workers=1, chunk=4) as pool:
         result = pool.score(crystals)
     np.testing.assert_allclose(result.raw[:, 0], lengths(crystals))
@@ -141,7 +144,7 @@ def test_hanging_worker_is_replaced(tmp_path):
     ok = np.arange(8) != 2
     np.testing.assert_allclose(result.raw[ok, 0], lengths(crystals)[ok])
     assert result.status[2] == "failed" and result.reason[2] == "length: no answer within 1.5 s, twice"
-    assert result.counters == {"restarts": 2, "timeouts": 2, "failures": 1}
+    assert {k: result.counters[k] for k in ALWAYS} == {"restarts": 2, "timeouts": 2, "failures": 1}
 
 
 def test_batch_reward_that_hangs_costs_its_score_only():

@@ -123,7 +123,7 @@ def test_breakdown_to_columns_and_scalars():
         status=np.array(["ok", "failed", "invalid"]),
         reason=["", "stability: no hull", "geometry: too close"],
         extra={"e_above_hull": np.array([0.05, np.nan, np.nan])},
-        counters={"restarts": 1},
+        counters={"restarts": 1, "guard/overlap": 3},
     )
     columns = tracking.breakdown_columns(breakdown)
     assert list(columns) == [
@@ -134,7 +134,7 @@ def test_breakdown_to_columns_and_scalars():
     assert scalars["reward/failed_fraction"] == pytest.approx(1 / 3)
     assert scalars["sample/valid"] == pytest.approx(2 / 3)
     assert (scalars["reward/novelty"], scalars["reward/stability_raw"]) == (1.0, 0.05)
-    assert scalars["pool/restarts"] == 1
+    assert scalars["pool/restarts"] == 1 and scalars["guard/overlap"] == 3
 
 
 def test_pictures_are_drawn(tmp_path):

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from rlgen.counters import count
 from rlgen.types import UserError
 
 
@@ -41,6 +42,7 @@ class Length(Base):
         return np.array([self._one(s) for s in structures])
 
     def _one(self, structure):
+        count("toy/measured")
         time.sleep(self.delay)
         symbols = {e.symbol for e in structure.composition}
         if self.nan_for in symbols:
