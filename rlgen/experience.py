@@ -23,6 +23,17 @@ from rlgen.types import Condition, CrystalError, RewardBreakdown
 
 
 @dataclass
+class Measured:
+    """A rollout, decoded and measured, that the run has not learned of yet. labels: (B,) None for an invalid sample."""
+
+    rollout: Rollout
+    crystals: list[Structure | CrystalError]
+    breakdown: RewardBreakdown
+    labels: list[str | None]
+    seconds: float
+
+
+@dataclass
 class Experience:
     """One step's rollout with its reward (B,) in [0, 1] and what there is to log about it."""
 
@@ -71,27 +82,40 @@ class Collector:
                       group=[g for g in range(len(conditions)) for _ in range(size)])
 
     def score(self, policy: CrystalPolicy, rollout: Rollout) -> Experience:
-        """Decode, score and remember a rollout.
+        """Decode, measure and remember a rollout."""
+        return self.remember(self.measure(policy, rollout))
 
-        A crystal that was written n times before earns 1/(1 + n) of its total; one that is not in the space group asked
-        for earns `off_prompt` of it, without which it would pay to answer every prompt with what is easiest.
-        """
+    def measure(self, policy: CrystalPolicy, rollout: Rollout) -> Measured:
+        """Decode and measure a rollout. It changes nothing of the run, so that another thread may do it meanwhile."""
         started = time.monotonic()
         crystals = decode(policy, rollout)
         breakdown = self.pool.score(crystals, rollout.conditions)
         labels = [protostructure_label(crystal) if isinstance(crystal, Structure) and status != "invalid" else None
                   for crystal, status in zip(crystals, breakdown.status, strict=True)]
+        return Measured(rollout, crystals, breakdown, labels, time.monotonic() - started)
+
+    def remember(self, measured: Measured) -> Experience:
+        """What a measured rollout earns in this run, which now knows it.
+
+        A crystal that was written n times before earns 1/(1 + n) of its total; one that is not in the space group asked
+        for earns `off_prompt` of it, without which it would pay to answer every prompt with what is easiest.
+        """
+        rollout, breakdown, labels = measured.rollout, measured.breakdown, measured.labels
         answered = np.array([_answers(label, c) for label, c in zip(labels, rollout.conditions, strict=True)])
         discount = self.memory.discount(labels) * np.where(answered, 1.0, self.config.off_prompt)
         breakdown.extra |= {"label": np.array(labels, dtype=object), "discount": discount,
                             "condition": np.array(rollout.conditions, dtype=object)}
         scalars = tracking.breakdown_scalars(breakdown) | _shares(breakdown, labels) | _diversity(labels)
+        # Policies write primitive cells.
+        sizes = [len(c) for c, label in zip(measured.crystals, labels, strict=True) if label is not None]
+        scalars["diversity/n_atoms"] = float(np.mean(sizes)) if sizes else 0.0
         scalars["sample/space_group_match"] = float(answered.mean())
+        scalars |= _spread(breakdown.total * discount, rollout.group.numpy())
         scalars |= {"reward/learned": float((breakdown.total * discount).mean()),
                     "reward/discount": float(discount.mean()),
                     "memory/crystals": float(len(self.memory.crystals)),
-                    "time/reward": time.monotonic() - started}
-        return Experience(rollout, crystals, breakdown, breakdown.total * discount, scalars)
+                    "time/reward": measured.seconds}
+        return Experience(rollout, measured.crystals, breakdown, breakdown.total * discount, scalars)
 
 
 def _answers(label: str | None, condition: Condition) -> bool:
@@ -129,3 +153,10 @@ def _diversity(labels: list[str | None]) -> dict[str, float]:
             "diversity/space_groups": exp_entropy(groups) if groups else 0.0,
             "diversity/elements": exp_entropy(elements) if elements else 0.0,
             "diversity/prototypes": exp_entropy(label.rsplit(":", 1)[0] for label in known) if known else 0.0}
+
+
+def _spread(rewards: np.ndarray, group: np.ndarray) -> dict[str, float]:
+    """Standard deviation of what a batch earns, and the share of its groups that all earn the same: they teach nothing.
+    """
+    equal = [bool(np.ptp(rewards[group == g]) == 0) for g in np.unique(group)]
+    return {"reward/std": float(rewards.std()), "reward/equal_groups": float(np.mean(equal))}

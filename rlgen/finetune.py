@@ -21,7 +21,7 @@ from rich.console import Console
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.sampler import decode, sample
-from rlgen import checkpoint, samples, tracking
+from rlgen import algorithms, checkpoint, samples, tracking
 from rlgen.config import device_of, main, resumed
 from rlgen.evaluation import as_dict, as_markdown, evaluate, table
 from rlgen.experience import Collector, make_rewards, resolve_energies
@@ -42,19 +42,19 @@ def run(config: Any) -> None:
     output, started = Path(config.output), time.monotonic()
     policy, prompts = CrystalPolicy.load(config.policy, config.representation)
     rewards, expression = make_rewards(config)
-    if config.algorithm.name == "trl":
-        from rlgen.algorithms.trl import train
-    elif config.algorithm.name == "grpo":
-        train = train_grpo
-    else:
-        raise UserError(f"unknown algorithm.name={config.algorithm.name}; known: grpo, trl")
     print(f"policy {config.policy} ({sum(p.numel() for p in policy.parameters()):,} parameters), reward {expression}, "
           f"energies of {config.energy}, {config.workers} workers, {config.steps} steps of {config.batch} crystals")
     with Run(output, config, resume=None if last is None else checkpoint.step_of(last)) as log:
         log.log_text(0, "settings", f"energies: **{config.energy}**, judged by **{config.judge}**\n\n"
                                     f"```yaml\n{OmegaConf.to_yaml(config)}```")
         with RewardPool(rewards, expression, workers=config.workers) as pool:
-            trained = train(config, policy, Collector(prompts, pool, Memory(), config), log, last)
+            collector = Collector(prompts, pool, Memory(), config)
+            if config.algorithm.name == "trl":
+                from rlgen.algorithms.trl import train as train_trl
+
+                trained = train_trl(config, policy, collector, log, last)
+            else:
+                trained = train(config, policy, collector, log, last)
         trained.save_pretrained(output / "policy")
         prompts.save(output / "policy")
         if config.evaluate:
@@ -64,14 +64,13 @@ def run(config: Any) -> None:
           f"next:        python -m rlgen.sample policy={output / 'policy'} n=1000 output=my_crystals")
 
 
-def train_grpo(config: Any, policy: CrystalPolicy, collector: Collector, log: Run, last: Path | None) -> CrystalPolicy:
+def train(config: Any, policy: CrystalPolicy, collector: Collector, log: Run, last: Path | None) -> CrystalPolicy:
     """Sample, score, learn, log; and keep checkpoints that a run can go on from exactly."""
     from accelerate import Accelerator
 
-    from rlgen.algorithms.grpo import GRPO
-
     accelerator = Accelerator(cpu=device_of(config.device).type == "cpu")
-    learner = GRPO(policy, config.algorithm, accelerator)
+    torch.manual_seed(config.seed)  # of what a learner adds to the policy
+    learner = algorithms.make(config.algorithm, policy, accelerator)
     first = 0
     if last is not None:
         first = checkpoint.step_of(last)

@@ -154,3 +154,10 @@ def test_shares_are_of_all_samples():
     # The second is the first again: it is novel and stable, but only one of the two is S.U.N.
     assert _shares(breakdown, ["a", "a", "b", "c", None]) == {
         "sample/novel": 0.6, "sample/stable": 0.6, "sample/sun": 0.2}
+
+
+def test_spread_of_a_batch():
+    from rlgen.experience import _spread
+
+    spread = _spread(np.array([0.5, 0.5, 0.0, 1.0]), np.array([0, 0, 1, 1]))
+    assert spread == {"reward/std": pytest.approx(0.125**0.5), "reward/equal_groups": 0.5}

@@ -57,6 +57,11 @@ class GRPO:
         model.load_state_dict(type(model).from_pretrained(folder / "policy").state_dict())
         self.optimiser.load_state_dict(checkpoint.load_state(folder / "optimiser"))
 
+    def scale_learning_rate(self, factor: float) -> None:
+        """Multiply the learning rate, for good: it is kept with the optimiser."""
+        for group in self.optimiser.param_groups:
+            group["lr"] *= factor
+
     def _step(self, rollout: Rollout, advantages: torch.Tensor, rows: torch.Tensor) -> dict[str, float]:
         c = self.config
         mask = rollout.mask[rows]
