@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,35 @@ class PromptTable:
         return {"space_group": int(self.space_group[i]), "n_atoms": int(self.n_atoms[i]),
                 "element": Element.from_Z(element).symbol}
 
-    def sample(self, n: int, rng: np.random.Generator) -> list[Condition]:
-        """n conditions drawn from the data's joint distribution."""
-        return [self.row(int(i), rng) for i in rng.integers(len(self), size=n)]
+    def sample(self, n: int, rng: np.random.Generator, *, power: float = 1.0,
+               keep: Mapping[str, float] | None = None) -> list[Condition]:
+        """n conditions drawn from the data's joint distribution.
+
+        power: pairs of space group and size are drawn with the power of their share; 1: as the data have them, 0: each
+        as often as any other. keep: the probability that a condition asks for its `space_group`, `n_atoms`, `element`.
+        """
+        if power == 1:
+            rows = rng.integers(len(self), size=n)
+        else:
+            _, cell, counts = self._cells()
+            weights = counts[cell] ** (power - 1.0)
+            rows = rng.choice(len(self), size=n, p=weights / weights.sum())
+        conditions = [self.row(int(i), rng) for i in rows]
+        if keep is None or min(keep.values()) >= 1:
+            return conditions
+        return [{k: v for k, v in condition.items() if rng.random() < keep[k]} for condition in conditions]
+
+    def shares(self, power: float = 1.0) -> dict[tuple[int, int], float]:
+        """How much of what is asked with this `power` goes to each pair of space group and number of atoms."""
+        pairs, _, counts = self._cells()
+        weights = counts**power
+        return {(int(group), int(n)): float(w) for (group, n), w in zip(pairs, weights / weights.sum(), strict=True)}
+
+    def _cells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs of space group and size (K, 2), which of them each crystal has (M,), and how many have each (K,)."""
+        columns = np.stack([self.space_group, self.n_atoms], axis=1)
+        pairs, cell, counts = np.unique(columns, axis=0, return_inverse=True, return_counts=True)
+        return pairs, cell.reshape(-1), counts.astype(float)
 
     def answering(self, asked: Condition, n: int, rng: np.random.Generator, possible: Callable[[Condition], bool]
                   ) -> list[Condition]:

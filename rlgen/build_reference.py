@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from rlgen.data import load
-from rlgen.reference import LOOKUP_SYMPRECS, UNLABELLED, protostructure_label
+from rlgen.protostructure import UNLABELLED
+from rlgen.reference import LOOKUP_SYMPRECS, protostructure_label
 from rlgen.types import UserError
 
 

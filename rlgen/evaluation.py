@@ -20,7 +20,8 @@ from rewards.novelty import Novelty
 from rewards.stability import Stability
 from rlgen import metrics
 from rlgen.metrics import Estimate
-from rlgen.reference import UNLABELLED, Reference, duplicate_groups, protostructure_label
+from rlgen.protostructure import read_label
+from rlgen.reference import Reference, duplicate_groups, protostructure_label
 from rlgen.report import as_dict, as_markdown, table
 from rlgen.types import CrystalError, UserError
 
@@ -31,10 +32,6 @@ __all__ = ["Evaluation", "as_dict", "as_markdown", "describe", "evaluate", "fail
 
 #: Energies above the hull (eV/atom) up to which a crystal counts as metastable, and as stable.
 METASTABLE, STABLE = 0.1, 0.0
-#: Atoms of a conventional cell per atom of the primitive one, by the second letter of a Pearson symbol.
-_CENTRING = {"P": 1, "A": 2, "B": 2, "C": 2, "S": 2, "I": 2, "R": 3, "F": 4}
-#: More elements of equal count than this have too many orders for a prototype's name to be made the same for all.
-_LARGEST_ORDER = 6
 
 #: Samples between two moves of the progress bar.
 _BATCH = 64
@@ -215,15 +212,7 @@ class Site:
 def describe(structure: Structure) -> Site:
     """Space group, prototype without chemistry, atoms of the primitive cell, from one search for symmetry.
 
-    All three are read from the label "AB_cF8_225_a_b:Cl-Na", in which a crystal and its mirror image are one.
+    A crystal and its mirror image are one.
     """
-    from pymatgen.analysis.prototypes import get_prototype_from_protostructure
-
-    label = protostructure_label(structure)
-    if label.endswith(UNLABELLED):
-        return Site(None, None, len(structure))
-    plain = label.split(":")[0]
-    formula, pearson, number = plain.split("_")[:3]
-    counts = Counter(re.findall(r"[A-Z](\d*)", formula))
-    prototype = get_prototype_from_protostructure(label) if max(counts.values()) <= _LARGEST_ORDER else plain
-    return Site(int(number), prototype, int(pearson[2:]) // _CENTRING[pearson[1]])
+    found = read_label(protostructure_label(structure))
+    return Site(None, None, len(structure)) if found is None else Site(found.space_group, found.prototype, found.n_atoms)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pymatgen.core import Structure
 
+from rlgen.protostructure import MIRRORED, UNLABELLED
 from rlgen.types import UserError
 
 if TYPE_CHECKING:
@@ -28,11 +29,6 @@ LOOKUP_SYMPRECS = (SYMPREC, 0.2)
 #: The tolerances the field uses for "the same crystal" (Xie et al., arXiv 2110.06197, use 0.3, 0.5, 10; these are
 #: StructureMatcher's own defaults).
 LTOL, STOL, ANGLE_TOL = 0.2, 0.3, 5.0
-#: Ends the label of a crystal whose symmetry could not be determined.
-UNLABELLED = "|unlabelled"
-
-#: Space groups and those of their crystals' mirror images, under which labels name both.
-MIRRORED = {78: 76, 95: 91, 96: 92, 145: 144, 153: 151, 154: 152, 170: 169, 172: 171, 179: 178, 181: 180, 212: 213}
 _SHIPPED = Path(__file__).parent / "assets" / "novelty_mp20.parquet"
 _SPLITS = ("train", "val", "test", "all")
 

@@ -21,6 +21,7 @@ LEVELS = {
     "rlgen.energies": 1,
     "rlgen.hull": 1,
     "rlgen.reference": 1,
+    "rlgen.protostructure": 1,
     "policies.representations": 1,
     "policies": 2,
     "rewards": 2,

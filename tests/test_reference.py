@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from rlgen.reference import UNLABELLED, Matcher, Reference, duplicate_groups, formula_key, protostructure_label
+from rlgen.protostructure import UNLABELLED
+from rlgen.reference import Matcher, Reference, duplicate_groups, formula_key, protostructure_label
 from rlgen.types import UserError
 
 CUBIC = Structure.from_spacegroup
