@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlgen.memory import SHAPES
 from rlgen.types import UserError
 
 if TYPE_CHECKING:
@@ -88,6 +89,34 @@ class RewardConfig:
 
 
 @dataclass
+class PromptsConfig:
+    power: float = 1.0
+    space_group: float = 1.0
+    n_atoms: float = 1.0
+    element: float = 1.0
+
+
+@dataclass
+class BucketConfig:
+    shape: str = "none"
+    bucket: int = 10
+
+
+@dataclass
+class PrototypeConfig(BucketConfig):
+    bucket: int = 25
+    quota: float = 1.0
+
+
+@dataclass
+class MemoryConfig:
+    min_score: float = 0.0
+    crystal: BucketConfig = field(default_factory=lambda: BucketConfig("inverse", 1))
+    formula: BucketConfig = field(default_factory=BucketConfig)
+    prototype: PrototypeConfig = field(default_factory=PrototypeConfig)
+
+
+@dataclass
 class FinetuneConfig:
     """Settings of `python -m rlgen.finetune`."""
 
@@ -98,7 +127,9 @@ class FinetuneConfig:
     energy: str = "auto"
     judge: str = "auto"
     data: str = "shipped"
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
     off_prompt: float = 0.25
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     output: str = "runs/finetune"
     seed: int = 0
     steps: int = 90
@@ -146,12 +177,15 @@ class EvaluateConfig:
 #: What a number may at least be, by the last part of its key; shares are also at most 1.
 LEAST: dict[str, float] = (
     dict.fromkeys(("steps", "batch", "minibatch", "epochs", "n", "evaluate_every", "checkpoint_every", "patience",
-                   "samples", "draws", "hidden_size", "layers", "heads", "intermediate_size"), 1)
+                   "samples", "draws", "bucket", "hidden_size", "layers", "heads", "intermediate_size"), 1)
     | dict.fromkeys(("seed", "threads", "workers", "warmup", "sample_every", "evaluate", "learning_rate",
-                     "weight_decay", "max_grad_norm", "relax_steps", "kl", "lora_rank", "lora_alpha"), 0)
+                     "weight_decay", "max_grad_norm", "relax_steps", "kl", "lora_rank", "lora_alpha", "power",
+                     "quota"), 0)
     | {"group_size": 2, "temperature": 1e-3}
 )
-SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "ema", "clip_low", "off_prompt")
+#: By the last part of a key, or by all of it.
+SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "ema", "clip_low", "off_prompt", "min_score",
+          "prompts.space_group", "prompts.n_atoms", "prompts.element")
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig}
 #: Keys with a short name of their own.
@@ -261,8 +295,10 @@ def _complete(verb: str, config: Any) -> Any:
         value, name = OmegaConf.select(config, key), key.rpartition(".")[2]
         if name in LEAST and not value >= LEAST[name]:  # not "<": NaN is refused too
             raise UserError(f"{key}={value}: must be at least {LEAST[name]}")
-        if name in SHARES and not 0 <= value <= 1:
+        if (name in SHARES or key in SHARES) and not 0 <= value <= 1:
             raise UserError(f"{key}={value}: must be between 0 and 1")
+        if name == "shape" and value not in SHAPES:
+            raise UserError(f"{key}={value}; known: {', '.join(SHAPES)}")
     return config
 
 

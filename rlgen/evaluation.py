@@ -215,4 +215,6 @@ def describe(structure: Structure) -> Site:
     A crystal and its mirror image are one.
     """
     found = read_label(protostructure_label(structure))
-    return Site(None, None, len(structure)) if found is None else Site(found.space_group, found.prototype, found.n_atoms)
+    if found is None:
+        return Site(None, None, len(structure))
+    return Site(found.space_group, found.prototype, found.n_atoms)

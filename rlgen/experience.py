@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,12 @@ from pymatgen.core import Structure
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.sampler import Rollout, decode, sample
-from rlgen import energies, tracking
+from rlgen import checkpoint, energies, tracking
 from rlgen.config import plain
 from rlgen.memory import Memory
 from rlgen.metrics import exp_entropy
-from rlgen.reference import MIRRORED, UNLABELLED, protostructure_label
+from rlgen.protostructure import MIRRORED, read_label
+from rlgen.reference import protostructure_label
 from rlgen.reward_pool import RewardPool
 from rlgen.types import Condition, CrystalError, RewardBreakdown
 
@@ -68,14 +71,19 @@ def resolve_energies(config: Any) -> None:
 class Collector:
     """Draws and scores. All randomness of a step follows from (seed, step), so that a resumed run is the same run."""
 
-    def __init__(self, prompts: PromptTable, pool: RewardPool, memory: Memory, config: Any):
-        self.prompts, self.pool, self.memory, self.config = prompts, pool, memory, config
+    def __init__(self, prompts: PromptTable, pool: RewardPool, config: Any):
+        self.prompts, self.pool, self.config = prompts, pool, config
+        asked: dict[tuple[int, int], float] = defaultdict(float)
+        for (group, n_atoms), share in prompts.shares(config.prompts.power).items():
+            asked[MIRRORED.get(group, group), n_atoms] += share
+        self.memory = Memory(config.memory, lambda group, n_atoms: asked[group, n_atoms])
 
     def draw(self, policy: CrystalPolicy, step: int) -> Rollout:
-        """`batch` sequences: groups of `group_size`, each group answering one prompt of the data's distribution."""
+        """`batch` sequences: groups of `group_size`, each group answering one prompt drawn from the data's."""
         size = self.config.algorithm.group_size
         rng = np.random.default_rng([self.config.seed, 3, step])
-        conditions = self.prompts.sample(self.config.batch // size, rng)
+        keep = plain(self.config.prompts)
+        conditions = self.prompts.sample(self.config.batch // size, rng, power=keep.pop("power"), keep=keep)
         generator = torch.Generator(policy.device).manual_seed(int(rng.integers(2**62)))
         return sample(policy, [c for c in conditions for _ in range(size)], generator,
                       temperature=self.config.algorithm.temperature,
@@ -97,37 +105,44 @@ class Collector:
     def remember(self, measured: Measured) -> Experience:
         """What a measured rollout earns in this run, which now knows it.
 
-        A crystal that was written n times before earns 1/(1 + n) of its total; one that is not in the space group asked
-        for earns `off_prompt` of it, without which it would pay to answer every prompt with what is easiest.
+        What was written before earns what the memory leaves of its total; what is not in the space group asked for
+        earns `off_prompt` of it, without which it would pay to answer every prompt with what is easiest.
         """
         rollout, breakdown, labels = measured.rollout, measured.breakdown, measured.labels
         answered = np.array([_answers(label, c) for label, c in zip(labels, rollout.conditions, strict=True)])
-        discount = self.memory.discount(labels) * np.where(answered, 1.0, self.config.off_prompt)
+        discount = self.memory.discount(labels, breakdown.total) * np.where(answered, 1.0, self.config.off_prompt)
         breakdown.extra |= {"label": np.array(labels, dtype=object), "discount": discount,
                             "condition": np.array(rollout.conditions, dtype=object)}
-        scalars = tracking.breakdown_scalars(breakdown) | _shares(breakdown, labels) | _diversity(labels)
-        # Policies write primitive cells.
-        sizes = [len(c) for c, label in zip(measured.crystals, labels, strict=True) if label is not None]
-        scalars["diversity/n_atoms"] = float(np.mean(sizes)) if sizes else 0.0
+        flags = _flags(breakdown, labels)
+        for i in np.flatnonzero(flags.get("sun", [])):
+            self.memory.add_sun(str(labels[i]))
+        scalars = tracking.breakdown_scalars(breakdown) | _diversity(labels) | self.memory.scalars()
+        scalars |= {f"sample/{share}": float(flag.mean()) for share, flag in flags.items()}
         scalars["sample/space_group_match"] = float(answered.mean())
         scalars |= _spread(breakdown.total * discount, rollout.group.numpy())
         scalars |= {"reward/learned": float((breakdown.total * discount).mean()),
                     "reward/discount": float(discount.mean()),
-                    "memory/crystals": float(len(self.memory.crystals)),
                     "time/reward": measured.seconds}
         return Experience(rollout, measured.crystals, breakdown, breakdown.total * discount, scalars)
+
+    def save(self, folder: Path) -> None:
+        """What was found so far, for a checkpoint."""
+        checkpoint.save_state(folder / "memory", self.memory.state())
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote; the collector must be a new one."""
+        self.memory.load_state(checkpoint.load_state(folder / "memory"))
 
 
 def _answers(label: str | None, condition: Condition) -> bool:
     """Whether a crystal, by its label, is in the space group that was asked for, if one was."""
-    if label is None or label.endswith(UNLABELLED):
-        return False
+    found = None if label is None else read_label(label)
     asked = condition.get("space_group")
-    return asked is None or int(label.split("_")[2]) == MIRRORED.get(asked, asked)
+    return found is not None and (asked is None or found.space_group == MIRRORED.get(asked, asked))
 
 
-def _shares(breakdown: RewardBreakdown, labels: list[str | None]) -> dict[str, float]:
-    """Shares of novel, (meta)stable and S.U.N. crystals among all samples, as far as the rewards measured them.
+def _flags(breakdown: RewardBreakdown, labels: list[str | None]) -> dict[str, np.ndarray]:
+    """Which of all samples (B,) are novel, (meta)stable and S.U.N., as far as the rewards measured them.
 
     Stable is at most 0.1 eV/atom above the hull, as the reward sees the crystal; unique is the first of its label in
     the batch.
@@ -141,18 +156,20 @@ def _shares(breakdown: RewardBreakdown, labels: list[str | None]) -> dict[str, f
     if len(flags) == 2:
         unique = [label is not None and label not in labels[:i] for i, label in enumerate(labels)]
         flags["sun"] = flags["novel"] & flags["stable"] & np.array(unique)
-    return {f"sample/{share}": float(flag.mean()) for share, flag in flags.items()}
+    return flags
 
 
 def _diversity(labels: list[str | None]) -> dict[str, float]:
-    """Spread of a batch, and its share of different crystals; all samples in the denominator."""
-    known = [label for label in labels if label is not None and not label.endswith(UNLABELLED)]
-    groups = [label.split("_")[2] for label in known]
-    elements = [e for label in known for e in label.rsplit(":", 1)[1].split("-")]
-    return {"sample/unique": len(set(known)) / len(labels),
-            "diversity/space_groups": exp_entropy(groups) if groups else 0.0,
-            "diversity/elements": exp_entropy(elements) if elements else 0.0,
-            "diversity/prototypes": exp_entropy(label.rsplit(":", 1)[0] for label in known) if known else 0.0}
+    """Spread of a batch, and its share of different crystals; shares are of all samples, the rest of labelled ones."""
+    found = [read for label in labels if label is not None and (read := read_label(label)) is not None]
+    groups = Counter(one.space_group for one in found)
+    spread: dict[str, list[Any]] = {"space_groups": [one.space_group for one in found],
+                                    "prototypes": [one.prototype for one in found],
+                                    "elements": [element for one in found for element in one.elements]}
+    return {f"diversity/{name}": exp_entropy(values) if values else 0.0 for name, values in spread.items()} | {
+        "diversity/top_space_group": max(groups.values(), default=0) / len(labels),
+        "sample/unique": len({(one.prototype, one.formula) for one in found}) / len(labels),
+        "diversity/n_atoms": float(np.mean([one.n_atoms for one in found])) if found else 0.0}
 
 
 def _spread(rewards: np.ndarray, group: np.ndarray) -> dict[str, float]:

@@ -25,7 +25,6 @@ from rlgen import algorithms, checkpoint, samples, tracking
 from rlgen.config import device_of, main, resumed
 from rlgen.evaluation import as_dict, as_markdown, evaluate, table
 from rlgen.experience import Collector, make_rewards, resolve_energies
-from rlgen.memory import Memory
 from rlgen.progress import describe, log_step, progress_bar
 from rlgen.reward_pool import RewardPool
 from rlgen.tracking import Run
@@ -48,7 +47,7 @@ def run(config: Any) -> None:
         log.log_text(0, "settings", f"energies: **{config.energy}**, judged by **{config.judge}**\n\n"
                                     f"```yaml\n{OmegaConf.to_yaml(config)}```")
         with RewardPool(rewards, expression, workers=config.workers) as pool:
-            collector = Collector(prompts, pool, Memory(), config)
+            collector = Collector(prompts, pool, config)
             if config.algorithm.name == "trl":
                 from rlgen.algorithms.trl import train as train_trl
 
@@ -75,12 +74,12 @@ def train(config: Any, policy: CrystalPolicy, collector: Collector, log: Run, la
     if last is not None:
         first = checkpoint.step_of(last)
         learner.load(last)
-        collector.memory = Memory(checkpoint.load_state(last / "memory"))
+        collector.load(last)
 
     def save(folder: Path) -> None:
         learner.save(folder)
         collector.prompts.save(folder / "policy")
-        checkpoint.save_state(folder / "memory", dict(collector.memory.crystals))
+        collector.save(folder)
 
     with progress_bar() as progress:
         task = progress.add_task("starting", total=config.steps, completed=first)

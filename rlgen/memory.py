@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from rlgen.protostructure import read_label
-from rlgen.types import UserError
 
 #: The share of its reward that is left to a crystal, by how full its bucket is.
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -35,9 +34,6 @@ class Memory:
     """
 
     def __init__(self, settings: Any, asked: Callable[[int, int], float]):
-        for kind in ("crystal", "formula", "prototype"):
-            if settings[kind].shape not in SHAPES:
-                raise UserError(f"memory.{kind}.shape={settings[kind].shape}; known: {', '.join(SHAPES)}")
         self.settings, self.asked = settings, asked
         self.samples = 0
         self.crystals: Counter[str] = Counter()

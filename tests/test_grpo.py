@@ -14,7 +14,6 @@ from policies.representations import make
 from policies.sampler import sample
 from rlgen.algorithms.grpo import GRPO
 from rlgen.config import load
-from rlgen.memory import Memory
 
 SIZES = {"hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64, "dropout": 0.1}
 
@@ -77,12 +76,6 @@ def test_first_update_has_ratio_one_and_equal_rewards_teach_nothing():
     stats = learner.update(rollout, np.full(32, 0.3), np.random.default_rng(0))
     assert stats["policy/clip_fraction"] == 0 and stats["policy/with_advantage"] == 0
     assert all(torch.equal(before[k], v) for k, v in policy.state_dict().items())
-
-
-def test_memory_discounts_repeats_and_comes_back():
-    memory = Memory()
-    assert memory.discount(["a", "b", "a", None, "a"]).tolist() == [1, 1, 1 / 2, 1, 1 / 3]
-    assert Memory(dict(memory.crystals)).discount(["a", "c"]).tolist() == [1 / 4, 1]
 
 
 def keep_gradients(policy, kept, name):

@@ -1,0 +1,102 @@
+"""What was found before earns less: by crystal, formula and prototype, relative to what was asked, over resumes."""
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from rlgen import checkpoint
+from rlgen.config import MemoryConfig
+from rlgen.memory import SHAPES, Memory
+
+NACL, KCL, KBR = "AB_cF8_225_a_b:Cl-Na", "AB_cF8_225_a_b:Cl-K", "AB_cF8_225_a_b:Br-K"
+CSCL_OF_NACL = "AB_cP2_221_a_b:Cl-Na"
+
+
+def memory(asked: float = 0.0, **changes) -> Memory:
+    settings = OmegaConf.structured(MemoryConfig)
+    for key, value in changes.items():
+        OmegaConf.update(settings, key.replace("__", "."), value)
+    return Memory(settings, lambda group, n_atoms: asked if (group, n_atoms) == (225, 2) else 0.0)
+
+
+def earned(memory: Memory, labels: list, totals=None) -> list[float]:
+    return memory.discount(labels, np.ones(len(labels)) if totals is None else np.array(totals)).tolist()
+
+
+def test_by_default_a_crystal_earns_1_over_1_plus_n():
+    found = memory()
+    assert earned(found, [NACL, KCL, NACL, None, NACL]) == [1, 1, 1 / 2, 1, 1 / 3]
+    assert earned(found, [NACL, KBR, "NaCl|unlabelled", "NaCl|unlabelled"]) == [1 / 4, 1, 1, 1 / 2]
+    assert found.samples == 9 and found.crystals[NACL] == 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "left"),
+    [("none", [1, 1, 1, 1, 1]), ("inverse", [1, 2 / 3, 1 / 2, 2 / 5, 1 / 3]), ("step", [1, 1, 0, 0, 0]),
+     ("linear", [1, 1 / 2, 0, 0, 0]),
+     ("sigmoid", [1 / (1 + np.exp(x / 0.15)) for x in (-1, 0, 1, 2, 3)])],
+)
+def test_shapes_of_a_bucket_of_two(shape, left):
+    np.testing.assert_allclose(earned(memory(crystal__shape=shape, crystal__bucket=2), [NACL] * 5), left)
+
+
+def test_every_shape_starts_near_1_never_rises_and_stays_in_bounds():
+    for shape in SHAPES.values():
+        values = [shape(fill) for fill in np.linspace(0, 100, 500)]
+        assert values[0] > 0.998 and (np.diff(values) <= 0).all() and min(values) >= 0
+
+
+def test_formulas_and_prototypes_have_buckets_of_their_own():
+    off = {"crystal__shape": "none"}
+    assert earned(memory(**off, formula__shape="step", formula__bucket=1), [NACL, CSCL_OF_NACL, KCL]) == [1, 0, 1]
+    assert earned(memory(**off, prototype__shape="step", prototype__bucket=2), [NACL, KCL, CSCL_OF_NACL, KBR]
+                  ) == [1, 1, 1, 0]
+    # The same positions, whichever element is called A.
+    fluorite, antifluorite = "A2B_cF12_225_c_a:F-Sr", "AB2_cF12_225_a_c:O-Rb"
+    assert earned(memory(**off, prototype__shape="step", prototype__bucket=1), [fluorite, antifluorite]) == [1, 0]
+    both = memory(formula__shape="inverse", formula__bucket=1)
+    assert earned(both, [NACL, NACL, CSCL_OF_NACL]) == [1, 1 / 4, 1 / 3]  # crystal × formula
+
+
+def test_a_prototype_has_room_for_what_was_asked():
+    # Half of the prompts ask for rock salt's space group and size: half of the samples may be rock salt.
+    labels = [f"AB_cF8_225_a_b:Cl-X{i}" if i % 2 else f"AB_cP2_221_a_b:Cl-X{i}" for i in range(400)]
+    settings = {"crystal__shape": "none", "prototype__shape": "step", "prototype__bucket": 10}
+    asked, unasked = memory(0.5, **settings), memory(0.0, **settings)
+    for start in range(0, 400, 40):
+        chunk = labels[start : start + 40]
+        as_asked, as_not = earned(asked, chunk), earned(unasked, chunk)
+        assert as_asked[1::2] == [1] * 20
+        assert (start < 20) or sum(as_not) == 0
+        assert (start < 20) or sum(as_asked[::2]) == 0  # nobody asked for these
+    absolute = memory(0.5, **settings, prototype__quota=0.0)
+    assert sum(earned(absolute, labels)) == 20  # both buckets of ten
+
+
+def test_only_what_scores_enough_is_remembered():
+    found = memory(min_score=0.5)
+    assert earned(found, [NACL, NACL, NACL], [0.4, 0.5, 0.9]) == [1, 1, 1 / 2]
+    assert found.crystals[NACL] == 2 and found.samples == 3
+
+
+def test_state_comes_back_and_goes_on_alike(tmp_path):
+    settings = {"formula__shape": "sigmoid", "prototype__shape": "linear", "asked": 0.1}
+    rng = np.random.default_rng(0)
+    some = [NACL, KCL, KBR, CSCL_OF_NACL, None, "NaCl|unlabelled"]
+    whole, first = memory(**settings), memory(**settings)
+    draws = [[some[i] for i in rng.integers(len(some), size=20)] for _ in range(6)]
+    for found in (whole, first):
+        for labels in draws[:3]:
+            found.discount(labels, np.ones(20))
+        found.add_sun(KBR)
+        found.add_sun(KCL)
+    checkpoint.save_state(tmp_path / "memory", first.state())
+    second = memory(**settings)
+    second.load_state(checkpoint.load_state(tmp_path / "memory"))
+    assert second.scalars() == whole.scalars()
+    assert second.scalars()["memory/sun"] == 2 and second.scalars()["memory/sun_prototypes"] == 1
+    for labels in draws[3:]:
+        np.testing.assert_array_equal(second.discount(labels, np.ones(20)), whole.discount(labels, np.ones(20)))
+    new = memory()
+    new.load_state(memory().state())
+    assert new.scalars() == memory().scalars()
