@@ -161,14 +161,15 @@ def _flags(breakdown: RewardBreakdown, labels: list[str | None]) -> dict[str, np
 
 def _diversity(labels: list[str | None]) -> dict[str, float]:
     """Spread of a batch, and its share of different crystals; shares are of all samples, the rest of labelled ones."""
-    found = [read for label in labels if label is not None and (read := read_label(label)) is not None]
+    known = [(label, read) for label in labels if label is not None and (read := read_label(label)) is not None]
+    found = [read for _, read in known]
     groups = Counter(one.space_group for one in found)
     spread: dict[str, list[Any]] = {"space_groups": [one.space_group for one in found],
                                     "prototypes": [one.prototype for one in found],
                                     "elements": [element for one in found for element in one.elements]}
     return {f"diversity/{name}": exp_entropy(values) if values else 0.0 for name, values in spread.items()} | {
         "diversity/top_space_group": max(groups.values(), default=0) / len(labels),
-        "sample/unique": len({(one.prototype, one.formula) for one in found}) / len(labels),
+        "sample/unique": len({label for label, _ in known}) / len(labels),
         "diversity/n_atoms": float(np.mean([one.n_atoms for one in found])) if found else 0.0}
 
 

@@ -138,15 +138,15 @@ def test_a_crystal_answers_its_prompt():
 
 
 def test_shares_are_of_all_samples():
-    from rlgen.experience import _shares
+    from rlgen.experience import _flags
     from rlgen.types import RewardBreakdown
 
     raw = np.array([[1, 0.05], [1, 0.05], [1, 0.3], [0, -0.1], [np.nan, np.nan]])
     status = np.array(["ok"] * 4 + ["invalid"])
     breakdown = RewardBreakdown(("novelty", "stability"), raw, raw, raw[:, 0], status, [""] * 5)
     # The second is the first again: it is novel and stable, but only one of the two is S.U.N.
-    assert _shares(breakdown, ["a", "a", "b", "c", None]) == {
-        "sample/novel": 0.6, "sample/stable": 0.6, "sample/sun": 0.2}
+    flags = _flags(breakdown, ["a", "a", "b", "c", None])
+    assert {name: flag.mean() for name, flag in flags.items()} == {"novel": 0.6, "stable": 0.6, "sun": 0.2}
 
 
 def test_spread_of_a_batch():

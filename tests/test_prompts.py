@@ -26,5 +26,5 @@ def test_parts_are_asked_for_as_often_as_told():
     conditions = TABLE.sample(4000, np.random.default_rng(0), keep={"space_group": 1, "n_atoms": 0, "element": 0.25})
     assert all("space_group" in c and "n_atoms" not in c for c in conditions)
     assert np.mean(["element" in c for c in conditions]) == pytest.approx(0.25, abs=0.03)
-    open_ones = TABLE.sample(5, np.random.default_rng(0), keep=dict.fromkeys(("space_group", "n_atoms", "element"), 0.0))
-    assert open_ones == [{}] * 5
+    nothing = dict.fromkeys(("space_group", "n_atoms", "element"), 0.0)
+    assert TABLE.sample(5, np.random.default_rng(0), keep=nothing) == [{}] * 5
