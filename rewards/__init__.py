@@ -20,6 +20,7 @@ REWARDS: dict[str, str] = {
     "novelty": "rewards.novelty:Novelty",
     "uniqueness": "rewards.uniqueness:Uniqueness",
     "stability": "rewards.stability:Stability",
+    "spread": "rewards.spread:Spread",
 }
 
 __all__ = ["REWARDS", "Reward", "make"]

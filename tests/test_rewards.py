@@ -144,8 +144,43 @@ def test_novelty():
     np.testing.assert_array_equal(reward.transform(raw), raw)
 
 
+def test_spread_of_copies_is_0_and_of_crystals_with_nothing_in_common_1():
+    spread = rewards.make("spread")
+    np.testing.assert_allclose(spread.measure([NACL] * 5, [{}] * 5), 0, atol=1e-12)
+    unlike = [crystals_of_the_textbook()[name] for name in ("C", "Fe", "Os", "TiO2", "SrTiO3")]
+    raw = spread.measure(unlike, [{}] * 5)
+    np.testing.assert_allclose(raw[:3], 1)  # TiO2 and SrTiO3 share elements
+    overlap = min(1 / 3, 1 / 5) + min(2 / 3, 3 / 5)
+    np.testing.assert_allclose(raw[3:], -np.log((1 + overlap / 2) / 5) / np.log(5))
+    np.testing.assert_array_equal(spread.transform(raw), raw)
+    assert spread.measure([NACL], [{}]).tolist() == [1] and spread.measure([], []).shape == (0,)
+
+
+def test_spread_sees_the_trap_of_one_prototype_with_ever_other_elements():
+    """All novel, all unique, and all rock salt: half of the similarity is left."""
+    pairs = [("Na", "Cl"), ("Mg", "O"), ("Ag", "Br"), ("K", "I")]
+    halves = [[0, 0, 0], [0.5, 0.5, 0.5]]
+    trap = [Structure.from_spacegroup(225, Lattice.cubic(5), pair, halves) for pair in pairs]
+    expected = -np.log((1 + 3 * 0.5) / 4) / np.log(4)
+    np.testing.assert_allclose(rewards.make("spread").measure(trap, [{}] * 4), expected)
+    np.testing.assert_allclose(rewards.make("spread", chemistry=1).measure(trap, [{}] * 4), 1)
+    np.testing.assert_allclose(rewards.make("spread", chemistry=0).measure(trap, [{}] * 4), 0, atol=1e-12)
+    # One that is built otherwise earns more than the crowd, and the crowd more for it.
+    raw = rewards.make("spread").measure([*trap[:3], crystals_of_the_textbook()["Os"]], [{}] * 4)
+    assert raw[3] == 1 and (raw[:3] > expected).all()
+
+
+def test_spread_of_crystals_without_symmetry_is_not_measured():
+    nothing = Structure(Lattice.cubic(3), ["Fe", "O"], [[0, 0, 0], [0, 0, 0]])
+    raw, reasons = rewards.make("spread").measure_with_reasons([NACL, nothing, NACL], [{}] * 3)
+    np.testing.assert_array_equal(raw, [0, np.nan, 0])
+    assert reasons == ["", "symmetry could not be determined", ""]
+    with pytest.raises(UserError, match="between 0 and 1"):
+        rewards.make("spread", chemistry=2)
+
+
 def test_make():
-    for name in ("validity", "novelty", "uniqueness"):
+    for name in ("validity", "novelty", "uniqueness", "spread"):
         reward = rewards.make(name)
         assert reward.name == name and isinstance(reward, rewards.Reward)
         with pytest.raises(FrozenInstanceError):
@@ -156,7 +191,7 @@ def test_make():
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("novelti", {}, "known are novelty, stability, uniqueness, validity"),
+        ("novelti", {}, "known are novelty, spread, stability, uniqueness, validity"),
         ("novelty", {"refrence": "x"}, "no parameter refrence; it has reference"),
         ("no_such_module:Reward", {}, "cannot be imported"),
         ("toy_rewards:NoSuchClass", {}, "cannot be imported"),
