@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -56,9 +55,9 @@ def save(directory: Path | str, step: int, write: Callable[[Path], None], *, kee
     return final
 
 
-def latest(directory: Path | str) -> Path | None:
-    """The last whole checkpoint of a run directory, or None."""
-    found = _checkpoints(Path(directory) / FOLDER)
+def latest(directory: Path | str, until: float = math.inf) -> Path | None:
+    """The last whole checkpoint of a run directory, of this step at most, or None."""
+    found = [path for path in _checkpoints(Path(directory) / FOLDER) if step_of(path) <= until]
     return found[-1] if found else None
 
 
@@ -183,40 +182,3 @@ def _restore(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
             return {_restore(key, tensors): _restore(item, tensors) for key, item in tree["items"]}
         case unknown:
             raise ValueError(f"unknown type {unknown!r} in stored state: written by a later version?")
-
-
-def random_state(generators: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The state of the global generators (torch with CUDA, numpy, python) and of the named ones, for `save_state`.
-
-    generators: `numpy.random.Generator`, `torch.Generator` or `random.Random` by name.
-    """
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": np.random.get_state(),
-        "python": random.getstate(),
-        "named": {name: _generator_state(generator) for name, generator in (generators or {}).items()},
-    }
-
-
-def restore_random_state(state: Mapping[str, Any], generators: Mapping[str, Any] | None = None) -> None:
-    """Set the global and the named generators back to a `random_state`; KeyError if a name was not stored."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    np.random.set_state(state["numpy"])
-    random.setstate(state["python"])
-    for name, generator in (generators or {}).items():
-        stored = state["named"][name]
-        if isinstance(generator, np.random.Generator):
-            generator.bit_generator.state = stored
-        elif isinstance(generator, torch.Generator):
-            generator.set_state(stored)
-        else:
-            generator.setstate(stored)
-
-
-def _generator_state(generator: np.random.Generator | torch.Generator | random.Random) -> Any:
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return generator.get_state() if isinstance(generator, torch.Generator) else generator.getstate()

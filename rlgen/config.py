@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,7 @@ class PretrainConfig:
     sample_every: int = 400
     samples: int = 256
     resume: str | None = None
+    resume_changed: bool = False
     device: str = "auto"
 
 
@@ -118,6 +120,17 @@ class MemoryConfig:
 
 
 @dataclass
+class CollapseConfig:
+    action: str = "rollback"
+    window: int = 8
+    rollbacks: int = 2
+    slower: float = 0.5
+    fall: dict[str, Any] = field(default_factory=dict)
+    rise: dict[str, Any] = field(default_factory=dict)
+    above: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class FinetuneConfig:
     """Settings of `python -m rlgen.finetune`."""
 
@@ -138,8 +151,13 @@ class FinetuneConfig:
     workers: int = 2
     evaluate: int = 160
     relax_steps: int = 40
+    pipeline: int = 0
+    stages: Any = field(default_factory=list)
+    collapse: CollapseConfig = field(default_factory=CollapseConfig)
+    real_every: int = 10
     checkpoint_every: int = 10
     resume: str | None = None
+    resume_changed: bool = False
     device: str = "auto"
 
 
@@ -178,7 +196,7 @@ class EvaluateConfig:
 #: What a number may at least be, by the last part of its key; shares are also at most 1.
 LEAST: dict[str, float] = (
     dict.fromkeys(("steps", "batch", "minibatch", "epochs", "n", "evaluate_every", "checkpoint_every", "patience",
-                   "samples", "draws", "bucket", "hidden_size", "layers", "heads", "intermediate_size"), 1)
+                   "samples", "draws", "bucket", "window", "hidden_size", "layers", "heads", "intermediate_size"), 1)
     | dict.fromkeys(("seed", "threads", "workers", "warmup", "sample_every", "evaluate", "learning_rate",
                      "weight_decay", "max_grad_norm", "relax_steps", "kl", "lora_rank", "lora_alpha", "power",
                      "quota"), 0)
@@ -186,9 +204,12 @@ LEAST: dict[str, float] = (
 )
 #: By the last part of a key, or by all of it.
 SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "ema", "clip_low", "off_prompt", "min_score",
-          "prompts.space_group", "prompts.n_atoms", "prompts.element")
+          "slower", "prompts.space_group", "prompts.n_atoms", "prompts.element")
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig}
+#: What a resumed run may be given anew without more ado: it changes how a run goes, not what it learns.
+FREE = {"pretrain": ("checkpoint_every", "sample_every", "samples"),
+        "finetune": ("steps", "workers", "checkpoint_every", "evaluate", "relax_steps", "judge")}
 #: Keys with a short name of their own.
 SHORT = {"pretrain": {"representation": "policy.representation"}, "finetune": {"reward": "reward.expression"}}
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -206,16 +227,75 @@ def load(verb: str, arguments: Sequence[str] | None = None) -> Any:
     for argument in arguments:
         if "=" not in argument:
             raise UserError(f"{argument!r} is not key=value; see python -m rlgen.{verb} --help")
-    pairs = [tuple(argument.split("=", 1)) for argument in arguments]
-    others = [key for key, _ in pairs if key != "resume"]
-    if others and any(key == "resume" and value != "null" for key, value in pairs):
-        raise UserError(f"resume= goes on with the run's own settings: leave out {', '.join(others)}")
-    pairs = [(SHORT.get(verb, {}).get(key, key), value) for key, value in pairs]
+    split = [argument.split("=", 1) for argument in arguments]
+    pairs = [(SHORT.get(verb, {}).get(key, key), value) for key, value in split]
     groups = _groups(verb)
-    config = _compose(verb, [_option(groups, key, value) for key, value in pairs if key in groups])
+    directory = dict(pairs).get("resume", "null")
+    if directory != "null":
+        config = _going_on(verb, Path(directory), pairs, groups)
+    else:
+        config = _compose(verb, [_option(groups, key, value) for key, value in pairs if key in groups])
+        for key, value in pairs:
+            if key not in groups:
+                _set(config, verb, key, value)
+        config = _complete(verb, config)
+    if verb == "finetune" and config.stages and "steps" in dict(pairs):
+        raise UserError("steps= cannot be given with stages=: a run has the steps of its stages")
+    return config
+
+
+def _going_on(verb: str, directory: Path, pairs: list[tuple[str, str]], groups: dict[str, list[str]]) -> Any:
+    """The settings of the run in a folder, with what is given anew, which must be meant if it changes what is learnt.
+
+    UserError lists what would change, as "key: old → new".
+    """
+    config = stored_settings(verb, directory)
     for key, value in pairs:
-        if key not in groups:
-            _set(config, verb, key, value)
+        if key in groups or key == "output":
+            raise UserError(f"resume= goes on with the run's own {key}: leave out {key}=")
+        _set(config, verb, key, value)
+    meant, config.resume_changed, config.output = config.resume_changed, False, str(directory)
+    config = _complete(verb, config)
+    changes = changes_of(verb, config)
+    if not meant and any(change.split(":")[0] not in FREE[verb] for change in changes):
+        listed = "\n".join(f"  {change}" for change in changes)
+        raise UserError(f"resume={directory} would change the run's settings:\n{listed}\n"
+                        "its curves would be of one run before and of another after; if that is meant, add "
+                        "resume_changed=true")
+    return config
+
+
+def stored_settings(verb: str, directory: Path) -> Any:
+    """The settings with which the run in a folder was started. UserError if there is no run."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not (directory / "config.yaml").exists():
+        raise UserError(f"resume={directory}: no run there (config.yaml is missing)")
+    try:
+        return OmegaConf.merge(OmegaConf.structured(SCHEMAS[verb]), OmegaConf.load(directory / "config.yaml"))
+    except OmegaConfBaseException as error:
+        raise UserError(f"resume={directory}: config.yaml is not one of this version: "
+                        f"{str(error).splitlines()[0]}") from error
+
+
+def changes_of(verb: str, config: Any) -> list[str]:
+    """What differs between the settings of a resumed run and those it was started with, as "key: old → new"."""
+    from omegaconf import OmegaConf
+
+    if config.resume is None:
+        return []
+    old, new = ({key: OmegaConf.select(one, key) for key in known_keys(verb)}
+                for one in (stored_settings(verb, Path(config.resume)), config))
+    return [f"{key}: {old[key]} → {new[key]}" for key in new
+            if old[key] != new[key] and key not in ("output", "resume", "resume_changed")]
+
+
+def changed(verb: str, config: Any, settings: Mapping[str, Any]) -> Any:
+    """A copy of some settings in which others are set, by dotted key."""
+    config = copy.deepcopy(config)
+    for key, value in settings.items():
+        _set(config, verb, key, value)
     return _complete(verb, config)
 
 
@@ -255,8 +335,8 @@ def _compose(verb: str, overrides: list[str]) -> Any:
         return compose(config_name=verb, overrides=overrides)
 
 
-def _set(config: Any, verb: str, key: str, value: str) -> None:
-    """Set one typed key, or a free one below a mapping (`reward.stability.mode`), from text."""
+def _set(config: Any, verb: str, key: str, value: Any) -> None:
+    """Set one typed key, or a free one below a mapping (`reward.stability.mode`), from text or to a value."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -267,7 +347,9 @@ def _set(config: Any, verb: str, key: str, value: str) -> None:
         raise UserError(f"unknown key {key!r}{f'; did you mean {close[0]!r}?' if close else ''}\n"
                         f"known keys: {', '.join(known)}")
     try:
-        OmegaConf.update(config, key, _value(value) if free else None if value == "null" else value, force_add=free)
+        if isinstance(value, str):
+            value = _value(value) if free else None if value == "null" else value
+        OmegaConf.update(config, key, value, force_add=free)
     except OmegaConfBaseException as error:
         raise UserError(f"{key}={value}: {str(error).splitlines()[0]}") from error
 
@@ -300,6 +382,11 @@ def _complete(verb: str, config: Any) -> Any:
             raise UserError(f"{key}={value}: must be between 0 and 1")
         if name == "shape" and value not in SHAPES:
             raise UserError(f"{key}={value}; known: {', '.join(SHAPES)}")
+    if verb == "finetune" and config.stages:
+        from rlgen import stages
+
+        config.stages = stages.read(config.stages)
+        config.steps = sum(stage["steps"] for stage in config.stages)
     return config
 
 
@@ -325,26 +412,18 @@ def _show(text: str) -> None:
 
 
 def resumed(config: Any) -> tuple[Any, Path | None]:
-    """The settings to run with and the checkpoint to go on from, None for a new run.
+    """The settings to run with and the checkpoint to go on from.
 
-    `resume=DIR` takes a run's own settings, wherever the run has been moved. UserError if there is no run.
+    The checkpoint is None for a new run, and for one that was killed before its first: that one starts again.
     """
-    from omegaconf import OmegaConf
-
-    from rlgen import checkpoint
-
     if config.resume is None:
         return config, None
-    directory = Path(config.resume)
-    if not (directory / "config.yaml").exists():
-        raise UserError(f"resume={directory}: no run there (config.yaml is missing)")
-    last = checkpoint.latest(directory)
-    if last is None:
-        raise UserError(f"resume={directory}: the run has no checkpoint yet; start it anew")
-    stored = OmegaConf.merge(OmegaConf.structured(type(OmegaConf.to_object(config))),
-                             OmegaConf.load(directory / "config.yaml"))
-    stored.output = str(directory)
-    return stored, last
+    from rlgen import checkpoint
+
+    last = checkpoint.latest(config.resume)
+    config = copy.deepcopy(config)
+    config.resume = None
+    return config, last
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -71,12 +71,18 @@ def resolve_energies(config: Any) -> None:
 class Collector:
     """Draws and scores. All randomness of a step follows from (seed, step), so that a resumed run is the same run."""
 
-    def __init__(self, prompts: PromptTable, pool: RewardPool, config: Any):
-        self.prompts, self.pool, self.config = prompts, pool, config
+    pool: RewardPool
+
+    def __init__(self, prompts: PromptTable, config: Any):
+        self.prompts, self.config = prompts, config
         asked: dict[tuple[int, int], float] = defaultdict(float)
         for (group, n_atoms), share in prompts.shares(config.prompts.power).items():
             asked[MIRRORED.get(group, group), n_atoms] += share
         self.memory = Memory(config.memory, lambda group, n_atoms: asked[group, n_atoms])
+
+    def enter(self, pool: RewardPool, config: Any) -> None:
+        """From now on score with this pool, by the settings of the stage that a run is in."""
+        self.pool, self.config = pool, config
 
     def draw(self, policy: CrystalPolicy, step: int) -> Rollout:
         """`batch` sequences: groups of `group_size`, each group answering one prompt drawn from the data's."""

@@ -26,6 +26,7 @@ from policies.sampler import decode, sample
 from rlgen import checkpoint, data
 from rlgen.config import architecture, device_of, main, plain, resumed
 from rlgen.encoded import Encoded, encode
+from rlgen.likelihood import nll
 from rlgen.tracking import Run
 from rlgen.types import CrystalError, UserError
 
@@ -108,21 +109,6 @@ class Trainer:
         self.seconds = state["seconds"]
 
 
-@torch.no_grad()
-def nll(policy: CrystalPolicy, data: Encoded, *, limit: int | None = None, batch: int = 256) -> tuple[float, float]:
-    """Mean negative log-likelihood (nats) per crystal and per atom, with every condition given, in float32."""
-    rng = np.random.default_rng(0)
-    rows = rng.permutation(len(data))[:limit]
-    rows = rows[np.argsort([len(data.ids[i]) for i in rows], kind="stable")]
-    total = 0.0
-    policy.eval()
-    for start in range(0, len(rows), batch):
-        ids, labels = data.batch(rows[start : start + batch], policy.representation, rng, dropout=0.0)
-        ids, labels = ids.to(policy.device), labels.to(policy.device)
-        total += float(policy(ids, labels=labels).loss) * int((labels[:, 1:] != -100).sum())
-    return total / len(rows), total / int(data.prompts.n_atoms[rows].sum())
-
-
 def sample_metrics(policy: CrystalPolicy, train: Encoded, count: int, reference: Any, seed: int) -> dict[str, float]:
     """Shares of valid, unique and novel crystals among `count` fresh samples, all of them in the denominator."""
     from rewards.validity import Validity
@@ -148,6 +134,7 @@ def build(config: Any, representation: Any) -> CrystalPolicy:
 
 
 def run(config: Any) -> None:
+    going_on = config.resume is not None
     config, last = resumed(config)
     output = Path(config.output)
     device = device_of(config.device)
@@ -180,7 +167,7 @@ def run(config: Any) -> None:
           f"steps of {config.batch} = {config.steps * config.batch / len(train):.1f} epochs; run: {output}")
     columns = (BarColumn(bar_width=10), TextColumn("{task.completed}/{task.total} {task.description}"),
                TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
-    with Run(output, config, resume=None if last is None else trainer.step) as log, Progress(*columns) as progress:
+    with Run(output, config, resume=trainer.step if going_on else None) as log, Progress(*columns) as progress:
         task = progress.add_task("", total=config.steps, completed=trainer.step)
         batches = train.epochs(config.batch, config.seed, trainer.step)
         while trainer.step < config.steps and not ended:

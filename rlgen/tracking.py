@@ -1,4 +1,4 @@
-"""A run directory: `config.yaml`, `metrics.jsonl`, TensorBoard events and `samples.parquet`, exact across resumes."""
+"""A run directory, exact across resumes: settings, `metrics.jsonl`, notes, TensorBoard events, `samples.parquet`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pymatgen.core import Structure
 
-CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+CONFIG, METRICS, NOTES = "config.yaml", "metrics.jsonl", "notes.jsonl"
 
 
 class Run:
@@ -85,6 +85,19 @@ class Run:
         if self._writer is not None:
             self._writer.add_text(name, text, step)
 
+    def note(self, step: int, text: str) -> None:
+        """Something out of the ordinary: printed, in TensorBoard, and a line of `notes.jsonl`."""
+        print(f"step {step}: {text}")
+        with (self.directory / NOTES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "note": text}, ensure_ascii=False) + "\n")
+        self.log_text(step, "notes", text)
+
+    def notes(self) -> list[str]:
+        """All notes so far, with their steps."""
+        path = self.directory / NOTES
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [f"step {note['step']}: {note['note']}" for note in map(json.loads, lines)]
+
     def log_figure(self, step: int, name: str, figure: Figure) -> None:
         """The figure as a TensorBoard image, drawn by Agg without pyplot's global state."""
         if self._writer is not None:
@@ -127,10 +140,11 @@ class Run:
         self.merge_samples()
 
     def _drop_later(self, step: int) -> None:
-        """Remove what was logged after a step, and the torn last line of a killed run."""
-        if self._metrics.exists():
-            kept = [line for line in self._metrics.read_bytes().splitlines(keepends=True) if _step(line) <= step]
-            _replace(self._metrics, b"".join(kept))
+        """Remove what was logged after a step, and the torn last lines of a killed run."""
+        for path in (self._metrics, self.directory / NOTES):
+            if path.exists():
+                kept = [line for line in path.read_bytes().splitlines(keepends=True) if _step(line) <= step]
+                _replace(path, b"".join(kept))
         for part in self._parts.glob("step_*.parquet"):
             if int(part.stem.removeprefix("step_")) > step:
                 part.unlink()

@@ -1,0 +1,46 @@
+"""The end of a fine-tuning run: fresh samples of the policy before and after, judged side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from policies.model import CrystalPolicy
+from policies.prompts import PromptTable
+from policies.sampler import decode, sample
+from rlgen import samples, tracking
+from rlgen.evaluation import as_dict, as_markdown, evaluate, table
+from rlgen.tracking import Run
+
+
+def compare(config: Any, trained: CrystalPolicy, prompts: PromptTable, log: Run) -> None:
+    """Judge fresh samples of the pretrained and the fine-tuned policy, drawn for the same fresh prompts."""
+    rng = np.random.default_rng([config.seed, 5])
+    conditions = prompts.sample(config.evaluate, rng)
+    seed = int(rng.integers(2**62))
+    pretrained, _ = CrystalPolicy.load(config.policy)
+    pretrained.to(trained.device)  # type: ignore[arg-type]
+    known = "shipped:all" if config.data == "shipped" else config.data
+    found = {}
+    for name, policy in (("pretrained", pretrained), ("fine-tuned", trained)):
+        print(f"judging {config.evaluate} fresh crystals of the {name} policy")
+        rollout = sample(policy, conditions, torch.Generator(policy.device).manual_seed(seed))
+        crystals = decode(policy, rollout)
+        found[name] = evaluate(crystals, energy=config.judge, reference=known, steps=config.relax_steps,
+                               workers=config.workers, seed=config.seed)
+        columns = {c: found[name].samples[c].to_numpy() for c in found[name].samples if c != "formula"}
+        samples.write(Path(config.output) / f"samples_{name}", crystals, {"condition": conditions} | columns)
+    report = as_markdown(found)
+    log.log_text(config.steps, "before_after", report)
+    log.log_figure(config.steps, "energy_above_hull", tracking.energy_histogram(
+        *(found[name].samples["e_above_hull"].to_numpy(float) for name in ("pretrained", "fine-tuned"))))
+    (Path(config.output) / "before_after.md").write_text(report + "\n", encoding="utf-8")
+    (Path(config.output) / "before_after.json").write_text(
+        json.dumps(as_dict(found), indent=1) + "\n",
+        encoding="utf-8")
+    Console().print(table(found))
