@@ -19,7 +19,7 @@ CRYSTALS = 256
 
 
 @torch.no_grad()
-def nll(policy: CrystalPolicy, crystals: Encoded, *, limit: int | None = None, batch: int = 256) -> tuple[float, float]:
+def nll(policy: CrystalPolicy, crystals: Encoded, *, limit: int | None = None, batch: int = 128) -> tuple[float, float]:
     """Mean negative log-likelihood (nats) per crystal and per atom, with every condition given, in float32."""
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(crystals))[:limit]
@@ -35,8 +35,6 @@ def nll(policy: CrystalPolicy, crystals: Encoded, *, limit: int | None = None, b
 
 def real_crystals(name: str, representation: Any) -> Encoded:
     """The same `CRYSTALS` crystals for every run: of a data set's validation split, or those that rlgen ships."""
-    if name == "shipped":
-        records = [record for split in data.load(SHIPPED).splits.values() for record in split]
-    else:
-        records = data.load(name).splits["val"][:CRYSTALS]
-    return encode(records, representation)
+    splits = data.load(SHIPPED if name == "shipped" else name).splits
+    records = [r for split in splits.values() for r in split] if name == "shipped" else splits["val"]
+    return encode(records[:CRYSTALS], representation)

@@ -1,7 +1,6 @@
 """Checkpoints survive kills, and state comes back exactly."""
 
 import math
-import random
 from pathlib import Path
 
 import numpy as np
@@ -133,63 +132,3 @@ def test_state_of_nothing_but_a_number(tmp_path):
 def test_what_cannot_be_kept_is_named(tmp_path, value):
     with pytest.raises(TypeError, match="cannot store"):
         checkpoint.save_state(tmp_path / "state", {"outer": value})
-
-
-def build():
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 1))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95))
-    return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-
-
-def train(model, optimizer, schedule, generators, steps):
-    for _ in range(steps):
-        x = torch.from_numpy(generators["data"].normal(size=(16, 4)).astype("float32"))
-        noise = torch.rand(16, 1, generator=generators["noise"])
-        loss = ((model(x) - noise - random.random() - generators["own"].random() - np.random.rand()) ** 2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-
-
-def make_generators():
-    return {"data": np.random.default_rng(1), "noise": torch.Generator().manual_seed(2), "own": random.Random(3)}
-
-
-def test_training_continues_bit_for_bit(tmp_path):
-    model, optimizer, schedule = build()
-    generators = make_generators()
-    train(model, optimizer, schedule, generators, 5)
-
-    def write(folder: Path) -> None:
-        checkpoint.save_state(folder / "model", model.state_dict())
-        checkpoint.save_state(folder / "optimizer", optimizer.state_dict())
-        checkpoint.save_state(folder / "schedule", schedule.state_dict())
-        checkpoint.save_state(folder / "random", checkpoint.random_state(generators))
-
-    path = checkpoint.save(tmp_path, 5, write)
-    assert same(optimizer.state_dict(), checkpoint.load_state(path / "optimizer"))
-    train(model, optimizer, schedule, generators, 5)
-
-    other, other_optimizer, other_schedule = build()
-    other_generators = make_generators()
-    random.seed(99)
-    other.load_state_dict(checkpoint.load_state(path / "model"))
-    other_optimizer.load_state_dict(checkpoint.load_state(path / "optimizer"))
-    other_schedule.load_state_dict(checkpoint.load_state(path / "schedule"))
-    checkpoint.restore_random_state(checkpoint.load_state(path / "random"), other_generators)
-    train(other, other_optimizer, other_schedule, other_generators, 5)
-    assert same(dict(model.state_dict()), dict(other.state_dict()))
-    assert same(optimizer.state_dict(), other_optimizer.state_dict())
-
-
-@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64])
-def test_numpy_generators_come_back(tmp_path, bits):
-    generator = np.random.Generator(bits(4))
-    generator.random(7)
-    checkpoint.save_state(tmp_path / "rng", checkpoint.random_state({"g": generator}))
-    expected = generator.random(5)
-    other = np.random.Generator(bits(0))
-    checkpoint.restore_random_state(checkpoint.load_state(tmp_path / "rng"), {"g": other})
-    assert np.array_equal(other.random(5), expected)

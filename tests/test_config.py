@@ -138,26 +138,55 @@ def test_a_new_run_resumes_nothing():
     assert config.resumed(settings) == (settings, None)
 
 
+def a_run(folder, *arguments, verb="finetune"):
+    OmegaConf.save(load(verb, list(arguments)), folder / "config.yaml")
+    return f"resume={folder}"
+
+
 def test_a_run_goes_on_with_its_own_settings(tmp_path):
-    stored = load("pretrain", ["steps=77", "policy=tiny", "output=elsewhere"])
-    OmegaConf.save(stored, tmp_path / "config.yaml")
+    resume = a_run(tmp_path, "steps=77", "policy=tiny", "output=elsewhere", verb="pretrain")
+    stored = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
     for step in (4, 8):
         checkpoint.save(tmp_path, step, lambda folder: (folder / "x").write_text(""))
-    settings, last = config.resumed(load("pretrain", [f"resume={tmp_path}"]))
+    settings, last = config.resumed(load("pretrain", [resume]))
     assert last == tmp_path / "checkpoints" / "step_8"
     assert settings.output == str(tmp_path)  # the folder may have been moved
-    assert OmegaConf.to_container(settings) == OmegaConf.to_container(stored) | {"output": str(tmp_path)}
+    assert OmegaConf.to_container(settings) == stored | {"output": str(tmp_path)}
 
 
-def test_nothing_to_resume_is_the_users_mistake(tmp_path):
+def test_where_there_is_no_run_none_goes_on(tmp_path):
     with pytest.raises(UserError, match="no run there"):
-        config.resumed(load("pretrain", [f"resume={tmp_path}"]))
-    OmegaConf.save(load("pretrain", []), tmp_path / "config.yaml")
-    with pytest.raises(UserError, match="no checkpoint yet"):
-        config.resumed(load("pretrain", [f"resume={tmp_path}"]))
+        load("pretrain", [f"resume={tmp_path}"])
+    (tmp_path / "config.yaml").write_text("sptes: 3\n")
+    with pytest.raises(UserError, match="not one of this version.*sptes"):
+        load("pretrain", [f"resume={tmp_path}"])
 
 
-def test_resume_takes_no_other_settings():
-    # They would be ignored: a run goes on with its own.
-    with pytest.raises(UserError, match="leave out steps"):
-        load("finetune", ["resume=somewhere", "steps=3"])
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path):
+    settings, last = config.resumed(load("pretrain", [a_run(tmp_path, "steps=9", verb="pretrain")]))
+    assert last is None and settings.steps == 9
+
+
+def test_what_changes_on_resume_is_listed_and_must_be_meant(tmp_path):
+    resume = a_run(tmp_path, "reward=novelty", "algorithm.learning_rate=1e-4", "reward.stability.mode=relax")
+    with pytest.raises(UserError) as error:
+        load("finetune", [resume, "reward=stability", "algorithm.learning_rate=2e-4", "steps=100"])
+    listed = ["reward.expression: novelty → stability", "algorithm.learning_rate: 0.0001 → 0.0002", "steps: 90 → 100"]
+    assert all(f"\n  {line}\n" in str(error.value) for line in listed) and "resume_changed=true" in str(error.value)
+    settings = load("finetune", [resume, "reward=stability", "algorithm.learning_rate=2e-4", "resume_changed=true"])
+    assert config.changes_of("finetune", settings) == listed[:2] and not settings.resume_changed
+    assert settings.reward.stability == {"mode": "relax"}
+    with pytest.raises(UserError, match=r"reward.stability: .*'mode': 'relax'.* → .*'single_point'"):
+        load("finetune", [resume, "reward.stability.mode=single_point"])
+
+
+def test_what_may_change_on_resume_and_what_never_does(tmp_path):
+    resume = a_run(tmp_path)
+    settings = load("finetune", [resume, "steps=100", "workers=0", "checkpoint_every=5", "evaluate=0"])
+    assert (settings.steps, settings.workers, settings.checkpoint_every, settings.evaluate) == (100, 0, 5, 0)
+    assert not config.changes_of("finetune", load("finetune", [resume, "steps=90"]))
+    for argument in ("output=there", "algorithm=trl"):
+        with pytest.raises(UserError, match=f"leave out {argument.split('=')[0]}="):
+            load("finetune", [resume, argument])
+    with pytest.raises(UserError, match="unknown key 'stpes'"):
+        load("finetune", [resume, "stpes=3"])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.representations import REPRESENTATIONS, make
-from rlgen import finetune
+from rlgen import finetune, likelihood
 from rlgen.config import load
 from rlgen.types import UserError
 
@@ -32,7 +32,7 @@ def policy(tmp_path_factory) -> Path:
 def run(policy: Path, output: Path, *more: str) -> None:
     # Without limits on density most random crystals are valid, so that there is something to learn from.
     finetune.run(load("finetune", [f"policy={policy}", f"output={output}", "workers=0", "device=cpu", "energy=chgnet",
-                                   "batch=16", "algorithm.group_size=4", "evaluate=0",
+                                   "batch=16", "algorithm.group_size=4", "evaluate=0", "real_every=0",
                                    "reward.validity.volume_per_atom=[0,1e9]", "reward.validity.density=[0,1e9]",
                                    "reward.validity.max_length=1e9", *more]))
 
@@ -42,16 +42,19 @@ def metrics(folder: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
 
 
-def test_run_leaves_what_it_promises(policy, tmp_path):
-    run(policy, tmp_path / "run", "reward=validity+uniqueness", "steps=2", "checkpoint_every=1")
+def test_run_leaves_what_it_promises(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(likelihood, "CRYSTALS", 8)
+    run(policy, tmp_path / "run", "reward=validity+uniqueness", "steps=2", "checkpoint_every=1", "real_every=2")
     table = pd.read_parquet(tmp_path / "run" / "samples.parquet")
     assert len(table) == 32 and table["step"].tolist() == [1] * 16 + [2] * 16
     assert {"cif", "condition", "total", "status", "reason", "validity", "uniqueness_raw"} <= set(table)
     assert ((table["status"] == "invalid") == (table["validity"] == 0)).all()
     assert (table.loc[table["status"] == "invalid", "total"] == 0).all()
     names = {"reward/total", "reward/validity", "reward/uniqueness_raw", "reward/failed_fraction", "sample/valid",
-             "policy/kl", "policy/entropy", "policy/clip_fraction", "policy/grad_norm", "loss/policy"}
+             "policy/kl", "policy/entropy", "policy/clip_fraction", "policy/grad_norm", "loss/policy",
+             "policy/nll_real", "diversity/n_atoms", "reward/std", "reward/equal_groups", "collapse/alarms"}
     assert [m["step"] for m in metrics(tmp_path / "run")] == [1, 2] and names <= set(metrics(tmp_path / "run")[0])
+    assert "policy/nll_real" not in metrics(tmp_path / "run")[1]
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     trained, _ = CrystalPolicy.load(str(tmp_path / "run" / "policy"))
     start, _ = CrystalPolicy.load(str(policy))
