@@ -158,7 +158,7 @@ def test_where_there_is_no_run_none_goes_on(tmp_path):
     with pytest.raises(UserError, match="no run there"):
         load("pretrain", [f"resume={tmp_path}"])
     (tmp_path / "config.yaml").write_text("sptes: 3\n")
-    with pytest.raises(UserError, match="not one of this version.*sptes"):
+    with pytest.raises(UserError, match=r"not one of this version.*sptes"):
         load("pretrain", [f"resume={tmp_path}"])
 
 
