@@ -16,8 +16,10 @@ from pymatgen.core import Lattice, Structure
 
 import rlgen.energies as energies
 from rlgen.energies import known, load_potential, resolve, weights
-from rlgen.energies.base import Cell, pairs_at_source
+from rlgen.energies.base import Cell, PotentialError
 from rlgen.energies.elements import make
+from rlgen.energies.graph import pairs_at_source
+from rlgen.energies.matgl_potential import MatglPotential
 from rlgen.energies.relax import relax
 from rlgen.types import UserError
 
@@ -36,11 +38,21 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["chgnet", "m3gnet"], scope="module")
+def loaded(name: str):
+    checkpoint = {"m3gnet": weights.M3GNET, "tensornet": weights.TENSORNET}.get(name)
+    if checkpoint is not None and weights.folder_of(checkpoint) is None:
+        pytest.skip(f"{name}'s weights are not here: set RLGEN_MODELS to a folder with {checkpoint}")
+    return load_potential(name)
+
+
+@pytest.fixture(params=["chgnet", "m3gnet", "tensornet"], scope="module")
 def potential(request):
-    if request.param == "m3gnet" and weights.m3gnet_folder() is None:
-        pytest.skip("M3GNet's weights are not here: set RLGEN_MODELS to a folder with M3GNet-MP-2021.2.8-PES")
-    return load_potential(request.param)
+    return loaded(request.param)
+
+
+@pytest.fixture(params=["m3gnet", "tensornet"], scope="module")
+def from_matgl(request):
+    return loaded(request.param)
 
 
 def rattled(structure: Structure, seed: int, strain: float = 0.02, shake: float = 0.06) -> Structure:
@@ -63,6 +75,7 @@ def crystals() -> list[Structure]:
 def test_known_energies(potential):
     expected = {
         "m3gnet": {"NaCl": -3.368, "TiO2": -8.943, "MgO": -5.956},
+        "tensornet": {"NaCl": -3.358, "TiO2": -8.826, "MgO": -5.868},
         "chgnet": {"NaCl": -3.668, "TiO2": -9.389},
     }[potential.name]
     points = potential.evaluate([known.cell(formula) for formula in expected], forces=False)
@@ -81,33 +94,32 @@ def test_chgnet_equals_its_own_library(crystals):
         np.testing.assert_allclose(ours.stress, their["s"] / 160.21766208, atol=2e-5)
 
 
-def test_m3gnet_wrong_convention_is_noticed():
-    if weights.m3gnet_folder() is None:
-        pytest.skip("M3GNet's weights are not here: set RLGEN_MODELS")
-    from rlgen.energies import m3gnet
+def test_tensornet_equals_its_own_library(crystals, monkeypatch):
+    potential = loaded("tensornet")
+    ours = potential.evaluate(crystals)
+    monkeypatch.setattr(type(potential), "_energies", MatglPotential._energies)
+    for our, their in zip(ours, potential.evaluate(crystals), strict=True):
+        assert our.energy == pytest.approx(their.energy, abs=1e-5)
+        np.testing.assert_allclose(our.forces, their.forces, atol=1e-4)
+        np.testing.assert_allclose(our.stress, their.stress, atol=1e-5)
 
-    potential = load_potential("m3gnet")
-    assert known.largest_miss(potential, m3gnet.KNOWN) < known.TOLERANCE
-    potential.sum_at_second_atom(False)
+
+def test_wrong_convention_is_noticed(from_matgl):
+    assert known.largest_miss(from_matgl, from_matgl.known) < known.TOLERANCE
+    from_matgl.sum_at_second_atom(False)
     try:
-        assert known.largest_miss(potential, m3gnet.KNOWN) > 1.0, "as matgl evaluates it, compounds are wrong"
-        m3gnet.settle_convention(potential)
-        assert known.largest_miss(potential, m3gnet.KNOWN) < known.TOLERANCE
+        assert known.largest_miss(from_matgl, from_matgl.known) > 1.0, "as matgl evaluates it, compounds are wrong"
+        from_matgl.settle_convention()
+        assert known.largest_miss(from_matgl, from_matgl.known) < known.TOLERANCE
     finally:
-        potential.sum_at_second_atom(True)
+        from_matgl.sum_at_second_atom(True)
 
 
-def test_m3gnet_that_fits_neither_way_is_refused(monkeypatch):
-    if weights.m3gnet_folder() is None:
-        pytest.skip("M3GNet's weights are not here: set RLGEN_MODELS")
-    from rlgen.energies import m3gnet
-    from rlgen.energies.base import PotentialError
-
-    potential = load_potential("m3gnet")
-    monkeypatch.setattr(m3gnet, "KNOWN", (known.KnownCrystal("NaCl", -4.0),))
-    with pytest.raises(PotentialError, match="NaCl"):
-        m3gnet.settle_convention(potential)
-    potential.sum_at_second_atom(True)
+def test_a_checkpoint_that_fits_neither_way_is_refused(from_matgl, monkeypatch):
+    monkeypatch.setattr(type(from_matgl), "known", (known.KnownCrystal("NaCl", -4.0),))
+    with pytest.raises(PotentialError, match=r"NaCl by 0\.6"):
+        from_matgl.settle_convention()
+    from_matgl.sum_at_second_atom(True)
 
 
 def test_batch_equals_single(potential, crystals):
@@ -236,9 +248,9 @@ def test_made_element_is_the_known_one():
 
 
 def test_unknown_potential_lists_the_known_ones():
-    with pytest.raises(UserError, match="auto, chgnet, m3gnet"):
+    with pytest.raises(UserError, match="auto, chgnet, m3gnet, tensornet, or an ASE calculator"):
         resolve("m3gnett")
-    assert resolve("chgnet") == "chgnet"
+    assert resolve("chgnet") == "chgnet" and resolve("my_module:make") == "my_module:make"
 
 
 def test_auto_falls_to_chgnet_when_offline(monkeypatch, tmp_path):
@@ -248,27 +260,27 @@ def test_auto_falls_to_chgnet_when_offline(monkeypatch, tmp_path):
     monkeypatch.delenv("RLGEN_MODELS", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(weights.urllib.request, "urlopen", no_network)
-    weights.m3gnet_folder.cache_clear()
+    weights.folder_of.cache_clear()
     monkeypatch.setattr(energies, "_load", energies._load.__wrapped__)  # it may be loaded already, from where it is
     try:
         assert energies.resolve("auto") == "chgnet"
         with pytest.raises(UserError, match="RLGEN_MODELS"):
             load_potential("m3gnet")
     finally:
-        weights.m3gnet_folder.cache_clear()
+        weights.folder_of.cache_clear()
 
 
 def test_auto_takes_m3gnet_from_the_users_folder(monkeypatch, tmp_path):
-    folder = tmp_path / weights.MODEL
+    folder = tmp_path / weights.M3GNET
     folder.mkdir()
     for name in weights.FILES:
         (folder / name).touch()
     monkeypatch.setenv("RLGEN_MODELS", str(tmp_path))
-    weights.m3gnet_folder.cache_clear()
+    weights.folder_of.cache_clear()
     try:
         assert energies.resolve("auto") == "m3gnet"
     finally:
-        weights.m3gnet_folder.cache_clear()
+        weights.folder_of.cache_clear()
 
 
 def test_importing_the_interface_is_light():

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: name -> "module:function", the function gives a loaded potential.
-POTENTIALS = {"m3gnet": "rlgen.energies.m3gnet:load", "chgnet": "rlgen.energies.chgnet:load"}
+#: name -> "module:class"; the class's `load()` gives a loaded and checked potential.
+POTENTIALS = {
+    "m3gnet": "rlgen.energies.m3gnet:M3GNetPotential",
+    "tensornet": "rlgen.energies.tensornet:TensorNetPotential",
+    "chgnet": "rlgen.energies.chgnet:CHGNetPotential",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class PointResult:
     """One crystal's energy (eV/atom), forces (N, 3) eV/Å and stress (3, 3) eV/Å³ (positive = wants to shrink).
 
     error: why there is none, its first word being the kind ("element", "isolated", "overlap", "dense", "flat",
-    "numeric", "network", "disorder", "empty"); the energy is then NaN.
+    "numeric", "network", "calculator", "disorder", "empty"); the energy is then NaN.
     """
 
     energy: float
@@ -42,11 +46,15 @@ class PointResult:
 
 
 class Potential(Protocol):
-    """A loaded potential. Energies of two potentials compare only where `scale` is the same."""
+    """A loaded potential. Energies of two potentials compare only where `scale` is the same.
+
+    allow_isolated: evaluate atoms without neighbours too, which only reference crystals may have.
+    """
 
     name: str
     scale: str
     elements: frozenset[str]
+    allow_isolated: bool
 
     def evaluate(self, structures: Sequence[Structure], forces: bool = True) -> list[PointResult]: ...
 
@@ -54,24 +62,32 @@ class Potential(Protocol):
 
 
 def resolve(name: str) -> str:
-    """The potential meant by `name`: "auto" is M3GNet where its weights can be had, else CHGNet, always at hand."""
-    if name == "auto":
-        from rlgen.energies.weights import m3gnet_folder
+    """The potential meant by `name`: "auto" is M3GNet where its weights can be had, else CHGNet, always at hand.
 
-        chosen = "chgnet" if m3gnet_folder() is None else "m3gnet"
+    "module:attribute" names an ASE calculator, or what makes one.
+    """
+    if name == "auto":
+        from rlgen.energies.weights import M3GNET, folder_of
+
+        chosen = "chgnet" if folder_of(M3GNET) is None else "m3gnet"
         log.info("energy=auto: using %s", chosen)
         return chosen
-    if name not in POTENTIALS:
-        raise UserError(f"energy={name}: unknown potential; known are auto, {', '.join(sorted(POTENTIALS))}")
+    if name not in POTENTIALS and ":" not in name:
+        raise UserError(
+            f"energy={name}: unknown potential; known are auto, {', '.join(sorted(POTENTIALS))}, or an ASE calculator "
+            "as my.module:make_calculator"
+        )
     return name
 
 
 @lru_cache(maxsize=4)
 def _load(name: str) -> Potential:
-    module, function = POTENTIALS[name].split(":")
-    return getattr(import_module(module), function)()
+    if name not in POTENTIALS:
+        return import_module("rlgen.energies.ase_calculator").AsePotential.load(name)
+    module, cls = POTENTIALS[name].split(":")
+    return getattr(import_module(module), cls).load()
 
 
 def load_potential(name: str = "auto") -> Potential:
-    """The potential of that name, loaded and checked against known crystals once per process."""
+    """The potential of that name, loaded and checked once per process; UserError where it cannot be, or is wrong."""
     return _load(resolve(name))

@@ -13,6 +13,8 @@ from pymatgen.core import Element, Structure
 from pymatgen.optimization.neighbors import find_points_in_spheres
 
 from rlgen.energies import PointResult
+from rlgen.energies.graph import Graph
+from rlgen.types import UserError
 
 #: Closer than this two atoms lie outside anything a potential was trained on (Å).
 CLOSEST = 0.4
@@ -22,7 +24,7 @@ DENSEST = 2.0
 FLATTEST = 0.6
 
 
-class PotentialError(RuntimeError):
+class PotentialError(UserError):
     """A potential that cannot be loaded, or that gives wrong energies for crystals whose energies are known."""
 
 
@@ -57,22 +59,6 @@ class Edges:
     distance: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """B crystals in one: numbers (N,), owner (N,) crystal of each atom, counts (B,), source/target (E,).
-
-    image (E, 3) and distance (E,) Å stay NumPy arrays: they serve to build indices, not to derive by.
-    """
-
-    numbers: torch.Tensor
-    owner: torch.Tensor
-    counts: torch.Tensor
-    source: torch.Tensor
-    target: torch.Tensor
-    image: np.ndarray
-    distance: np.ndarray
-
-
 class CellError(ValueError):
     """A crystal that a potential must not see; the message begins with the kind of trouble."""
 
@@ -103,40 +89,21 @@ def neighbours(cell: Cell, cutoff: float, *, isolated: bool = False) -> Edges:
     return Edges(source[order], target[order], image[order], distance[order])
 
 
-def pairs_at_source(source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ordered pairs of different edges that leave the same atom; `source` (E,) must be sorted. -> two (P,) of edges."""
-    if len(source) == 0:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    degree = np.bincount(source)
-    first_edge = np.concatenate([[0], np.cumsum(degree)[:-1]])
-    repeats = degree[source]
-    one = np.repeat(np.arange(len(source)), repeats)
-    within = np.arange(len(one)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    two = np.repeat(first_edge[source], repeats) + within
-    different = one != two
-    return one[different], two[different]
-
-
-class GraphPotential(ABC):
-    """A graph network that gives total energies of a batch; everything around that is here.
-
-    A subclass sets the variables and writes `_energies`.
-    """
+class CellPotential(ABC):
+    """Guards a potential: crystals that it must not judge get a reason, only the others reach `_points`."""
 
     name: str
     scale: str
+    #: Reach of the potential (Å): an atom without a neighbour within it is isolated.
     cutoff: float
     elements: frozenset[str]
-    #: Batches hold at most so many atoms: larger ones fall out of a CPU's caches and get slower per crystal.
-    atoms_per_batch: ClassVar[int] = 128
     #: Whether atoms without neighbours are evaluated. Only for references: bulk Cs lies beyond M3GNet's 5 Å and was
     #: trained so, but to a policy, atoms far apart must never pay.
     allow_isolated: bool = False
-    device: torch.device = torch.device("cpu")
 
     @abstractmethod
-    def _energies(self, graph: Graph, positions: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-        """Total energies (B,) eV, differentiable in positions (N, 3) and in the images' shifts (E, 3), both Å."""
+    def _points(self, ready: Sequence[tuple[Cell, Edges]], forces: bool) -> list[PointResult]:
+        """Each crystal's result; a failure is marked in it, never raised."""
 
     def evaluate(self, structures: Sequence[Structure], forces: bool = True) -> list[PointResult]:
         """Energies eV/atom (and forces eV/Å, stresses eV/Å³) of each crystal; failures are marked, never raised."""
@@ -154,10 +121,9 @@ class GraphPotential(ABC):
                 ready.append((i, *self._prepare(cell)))
             except CellError as error:
                 results[i] = PointResult.failed(str(error))
-        for batch in self._batches(ready):
-            outcome = self._evaluate_or_split([(cell, edges) for _, cell, edges in batch], forces)
-            for (i, _, _), result in zip(batch, outcome, strict=True):
-                results[i] = result
+        points = self._points([(cell, edges) for _, cell, edges in ready], forces)
+        for (i, _, _), point in zip(ready, points, strict=True):
+            results[i] = point
         return results
 
     def _prepare(self, cell: Cell | str) -> tuple[Cell, Edges]:
@@ -170,15 +136,33 @@ class GraphPotential(ABC):
             raise CellError(f"element: {', '.join(sorted(unknown))} unknown to {self.scale}")
         return cell, neighbours(cell, self.cutoff, isolated=self.allow_isolated)
 
-    def _batches(self, ready: Sequence[tuple[int, Cell, Edges]]) -> Iterator[list[tuple[int, Cell, Edges]]]:
-        batch: list[tuple[int, Cell, Edges]] = []
+
+class GraphPotential(CellPotential):
+    """A graph network that gives total energies of a batch; everything around that is here.
+
+    A subclass sets the variables and writes `_energies`.
+    """
+
+    #: Batches hold at most so many atoms: larger ones fall out of a CPU's caches and get slower per crystal.
+    atoms_per_batch: ClassVar[int] = 128
+    device: torch.device = torch.device("cpu")
+
+    @abstractmethod
+    def _energies(self, graph: Graph, positions: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+        """Total energies (B,) eV, differentiable in positions (N, 3) and in the images' shifts (E, 3), both Å."""
+
+    def _points(self, ready: Sequence[tuple[Cell, Edges]], forces: bool) -> list[PointResult]:
+        return [point for batch in self._batches(ready) for point in self._evaluate_or_split(batch, forces)]
+
+    def _batches(self, ready: Sequence[tuple[Cell, Edges]]) -> Iterator[list[tuple[Cell, Edges]]]:
+        batch: list[tuple[Cell, Edges]] = []
         atoms = 0
-        for item in ready:
-            if batch and atoms + len(item[1].numbers) > self.atoms_per_batch:
+        for cell, edges in ready:
+            if batch and atoms + len(cell.numbers) > self.atoms_per_batch:
                 yield batch
                 batch, atoms = [], 0
-            batch.append(item)
-            atoms += len(item[1].numbers)
+            batch.append((cell, edges))
+            atoms += len(cell.numbers)
         if batch:
             yield batch
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import redirect_stdout
 from io import StringIO
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 import torch
 from pymatgen.core import Element
 
-from rlgen.energies.base import Graph, GraphPotential, PotentialError, pairs_at_source
+from rlgen.energies.base import GraphPotential, PotentialError
+from rlgen.energies.graph import Graph, pairs_at_source, undirected
 from rlgen.energies.known import TOLERANCE, KnownCrystal, largest_miss
 
 #: Energies (eV/atom) of the cells in `known.py`, from `CHGNet.predict_structure`.
@@ -42,8 +42,13 @@ class CHGNetPotential(GraphPotential):
         if miss > TOLERANCE:
             raise PotentialError(f"{self.scale} misses the known energies of NaCl and TiO2 by {miss:.3f} eV/atom")
 
+    @classmethod
+    def load(cls) -> Self:
+        """CHGNet from its own wheel."""
+        return cls()
+
     def _energies(self, graph: Graph, positions: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-        to_bond, one_way = _undirected(graph)
+        to_bond, one_way = undirected(graph)
         edges = torch.stack([graph.source, graph.target], dim=1)
         # The shifts are Cartesian already, so the lattice they would be multiplied with is the identity.
         radial, radial_short, directions = self._model.bond_basis_expansion(
@@ -73,21 +78,3 @@ class CHGNetPotential(GraphPotential):
         )
         energy = prediction["e"] * graph.counts
         return energy.index_add(0, graph.owner, self._offsets[graph.numbers - 1])
-
-
-def _undirected(graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairs each bond with its reverse. -> bond of each directed edge (E,), and one directed edge of each bond (U,)."""
-    source, target, image = graph.source.numpy(), graph.target.numpy(), graph.image
-    # The sign of an image is that of its first component that is not zero: with 3 digits of a base that is its sum's.
-    base = 2 * int(np.abs(image).max(initial=0)) + 1
-    code = (image[:, 0] * base + image[:, 1]) * base + image[:, 2]
-    backwards = (source > target) | ((source == target) & (code < 0))
-    atoms = np.minimum(source, target) * len(graph.numbers) + np.maximum(source, target)
-    key = atoms * base**3 + np.where(backwards, -code, code)
-    _, first, bond = np.unique(key, return_index=True, return_inverse=True)
-    return torch.from_numpy(bond), torch.from_numpy(first)
-
-
-def load() -> CHGNetPotential:
-    """CHGNet from its own wheel."""
-    return CHGNetPotential()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pymatgen.core import Lattice, Structure
 
 if TYPE_CHECKING:
-    from rlgen.energies.base import GraphPotential
+    from rlgen.energies import Potential
 
 #: A right potential misses by far less than this (eV/atom), a wrongly evaluated one by far more.
 TOLERANCE = 0.02
@@ -16,7 +16,7 @@ TOLERANCE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class KnownCrystal:
-    """A formula from `CELLS` and its energy (eV/atom)."""
+    """A formula that `cell` can build, and its energy (eV/atom)."""
 
     formula: str
     energy: float
@@ -24,6 +24,10 @@ class KnownCrystal:
 
 def _rocksalt(a: float, cation: str, anion: str) -> Structure:
     return Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), [cation, anion], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+#: What `cell` can build.
+FORMULAS = ("NaCl", "MgO", "TiO2")
 
 
 def cell(formula: str) -> Structure:
@@ -39,7 +43,7 @@ def cell(formula: str) -> Structure:
     raise KeyError(formula)
 
 
-def largest_miss(potential: GraphPotential, known: tuple[KnownCrystal, ...]) -> float:
+def largest_miss(potential: Potential, known: tuple[KnownCrystal, ...]) -> float:
     """Largest |energy − known energy| (eV/atom) over the known crystals; inf where one cannot be evaluated."""
     results = potential.evaluate([cell(k.formula) for k in known], forces=False)
     return max(float("inf") if r.error else abs(r.energy - k.energy) for r, k in zip(results, known, strict=True))

@@ -1,4 +1,4 @@
-"""Where M3GNet's weights are: a folder of the user's, matgl's cache, or matgl's hub; never a long wait."""
+"""Where matgl's checkpoints are: a folder of the user's, matgl's cache, or matgl's hub; never a long wait."""
 
 from __future__ import annotations
 
@@ -11,39 +11,42 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-MODEL = "M3GNet-MP-2021.2.8-PES"
-REPOSITORY = f"materialyze/{MODEL}"
+M3GNET = "M3GNet-MP-2021.2.8-PES"
+TENSORNET = "TensorNet-MatPES-PBE-v2025.1-PES"
+#: The organisation on the hub that publishes matgl's checkpoints.
+PUBLISHER = "materialyze"
 FILES = ("model.pt", "state.pt", "model.json")
 PROBE_SECONDS = 3.0
 
 
-@lru_cache(maxsize=1)
-def m3gnet_folder() -> Path | None:
-    """The folder with the three files of the checkpoint, downloaded if the hub answers; None if it cannot be had."""
+@lru_cache(maxsize=4)
+def folder_of(model: str) -> Path | None:
+    """The folder with the three files of a checkpoint, downloaded if the hub answers; None if it cannot be had."""
     root = os.environ.get("RLGEN_MODELS")
-    if root and _complete(Path(root) / MODEL):
-        return Path(root) / MODEL
-    return _from_hub(offline=True) or (_from_hub(offline=False) if _hub_answers() else None)
+    if root and _complete(Path(root) / model):
+        return Path(root) / model
+    return _from_hub(model, offline=True) or (_from_hub(model, offline=False) if _hub_answers() else None)
 
 
 def _complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in FILES)
 
 
-def _from_hub(*, offline: bool) -> Path | None:
+def _from_hub(model: str, *, offline: bool) -> Path | None:
     """matgl's own cache (the same that `matgl.load_model` fills), asking the network only if not `offline`."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     cache = Path.home() / ".cache" / "matgl"  # matgl.config.MATGL_CACHE, without importing matgl
+    repository = f"{PUBLISHER}/{model}"
     try:
         paths = [
-            Path(hf_hub_download(REPOSITORY, name, cache_dir=cache, local_files_only=offline, etag_timeout=5))
+            Path(hf_hub_download(repository, name, cache_dir=cache, local_files_only=offline, etag_timeout=5))
             for name in FILES
         ]
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         if not offline:
-            log.warning("%s could not be downloaded: %s", MODEL, error)
+            log.warning("%s could not be downloaded: %s", model, error)
         return None
     return paths[0].parent
 

@@ -1,0 +1,93 @@
+"""What matgl's potentials share: loading, evaluating a batch, and finding the way a checkpoint was trained.
+
+matgl since 2.2.1 sums a layer's messages at a bond's first atom, checkpoints written before sum at the second; matgl
+loads them without a word and gives wrong energies for every compound. Which way a checkpoint wants cannot be read from
+its files, so known crystals decide upon loading (`settle_convention`).
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, Self
+
+import torch
+from pymatgen.core import Element
+
+from rlgen.energies.base import Graph, GraphPotential, PotentialError
+from rlgen.energies.known import TOLERANCE, KnownCrystal, largest_miss
+from rlgen.energies.weights import folder_of
+from rlgen.types import UserError
+
+log = logging.getLogger(__name__)
+
+
+class MatglPotential(GraphPotential):
+    """A `matgl` potential from a folder with its checkpoint; a subclass says how to choose the atom of the sums.
+
+    checkpoint: its name, on the hub and as a folder. known: energies of known crystals as matgl < 2.2 gives them.
+    """
+
+    checkpoint: ClassVar[str]
+    known: ClassVar[tuple[KnownCrystal, ...]]
+
+    def __init__(self, folder: Path):
+        import matgl  # seconds to import: only who evaluates pays for it
+
+        # matgl reads both files with torch's weights-only unpickler: a checkpoint cannot run code.
+        potential: Any = matgl.load_model(str(folder)).eval().requires_grad_(False)
+        self._model = potential.model
+        self._mean, self._std = potential.data_mean, potential.data_std
+        self._offsets = potential.element_refs.property_offset.double()
+        self._type_of = torch.full((119,), -1, dtype=torch.long)
+        for i, symbol in enumerate(self._model.element_types):
+            self._type_of[Element(symbol).Z] = i
+        self.elements = frozenset(self._model.element_types)
+        self.cutoff = float(self._model.cutoff)
+        self.settle_convention()
+
+    @classmethod
+    def load(cls) -> Self:
+        """The potential from the user's folder, matgl's cache or its hub."""
+        folder = folder_of(cls.checkpoint)
+        if folder is None:
+            raise UserError(
+                f"the weights of {cls.checkpoint} are not here and the hub does not answer: set RLGEN_MODELS to a "
+                f"folder that holds {cls.checkpoint}/, or use energy=chgnet"
+            )
+        return cls(folder)
+
+    @abstractmethod
+    def sum_at_second_atom(self, second: bool) -> None:
+        """Choose at which atom of a bond the messages are summed: the second (old checkpoints) or as matgl does now."""
+
+    def settle_convention(self) -> None:
+        """Keep the convention under which known crystals have their known energies; refuse if neither gives them."""
+        misses: dict[bool, float] = {}
+        for second in (True, False):
+            self.sum_at_second_atom(second)
+            misses[second] = largest_miss(self, self.known)
+        best = min(misses, key=lambda second: misses[second])
+        if misses[best] > TOLERANCE:
+            raise PotentialError(
+                f"{self.checkpoint} misses the known energies of {', '.join(k.formula for k in self.known)} by "
+                f"{misses[best]:.3f} eV/atom, whichever atom its messages are summed at: this matgl does not evaluate "
+                "this checkpoint rightly"
+            )
+        self.sum_at_second_atom(best)
+        log.debug("%s: messages summed at the %s atom", self.checkpoint, "second" if best else "first")
+
+    def _energies(self, graph: Graph, positions: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+        types = self._type_of[graph.numbers]
+        batch = SimpleNamespace(
+            node_type=types,
+            pos=positions,
+            edge_index=torch.stack([graph.source, graph.target]),
+            pbc_offshift=shifts,
+            batch=graph.owner,
+            num_graphs=len(graph.counts),
+        )
+        energy = self._std * self._model(g=batch).reshape(-1) + self._mean
+        return energy.double().index_add(0, graph.owner, self._offsets[types])
