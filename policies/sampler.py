@@ -18,7 +18,8 @@ class Rollout:
 
     ids: (B, T) from `<bos>` on, right-padded. logprobs: (B, T - P) of the tokens after the prompt under the policy
     that drew them, at `temperature`, 0 where padded. mask: (B, T - P) bool, the tokens that were drawn. group: (B,)
-    the condition draw each row belongs to.
+    the condition draw each row belongs to. replayed: (B,) bool, the rows that an older policy drew, none of `sample`'s.
+    earned: (B,) the reward of each replayed row and NaN of the others; None without any.
     """
 
     ids: torch.Tensor
@@ -27,6 +28,8 @@ class Rollout:
     group: torch.Tensor
     conditions: list[Condition]
     temperature: float
+    replayed: torch.Tensor
+    earned: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -55,7 +58,7 @@ def sample(policy: CrystalPolicy, conditions: Sequence[Condition], generator: to
     length = p + int((ids[:, p:] != pad).sum(1).max())
     return Rollout(ids[:, :length].clone(), logprobs[:, p:length].clone(), ids[:, p:length] != pad,
                    torch.tensor(list(group) if group is not None else list(range(len(limits)))), list(conditions),
-                   temperature)
+                   temperature, torch.zeros(len(limits), dtype=torch.bool, device=ids.device))
 
 
 def _sample_batch(policy: CrystalPolicy, prompts: torch.Tensor, conditions: Sequence[Condition],

@@ -131,6 +131,15 @@ class CollapseConfig:
 
 
 @dataclass
+class ReplayConfig:
+    fraction: float = 0.0
+    rows: int = 1
+    size: int = 512
+    per_prototype: int = 4
+    age: int = 50
+
+
+@dataclass
 class FinetuneConfig:
     """Settings of `python -m rlgen.finetune`."""
 
@@ -144,6 +153,7 @@ class FinetuneConfig:
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     off_prompt: float = 0.25
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     output: str = "runs/finetune"
     seed: int = 0
     steps: int = 90
@@ -196,7 +206,8 @@ class EvaluateConfig:
 #: What a number may at least be, by the last part of its key; shares are also at most 1.
 LEAST: dict[str, float] = (
     dict.fromkeys(("steps", "batch", "minibatch", "epochs", "n", "evaluate_every", "checkpoint_every", "patience",
-                   "samples", "draws", "bucket", "window", "hidden_size", "layers", "heads", "intermediate_size"), 1)
+                   "samples", "draws", "bucket", "window", "rows", "size", "per_prototype", "age", "hidden_size",
+                   "layers", "heads", "intermediate_size"), 1)
     | dict.fromkeys(("seed", "threads", "workers", "warmup", "sample_every", "evaluate", "learning_rate",
                      "weight_decay", "max_grad_norm", "relax_steps", "kl", "lora_rank", "lora_alpha", "power",
                      "quota"), 0)
@@ -204,7 +215,7 @@ LEAST: dict[str, float] = (
 )
 #: By the last part of a key, or by all of it.
 SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "ema", "clip_low", "off_prompt", "min_score",
-          "slower", "prompts.space_group", "prompts.n_atoms", "prompts.element")
+          "slower", "replay.fraction", "prompts.space_group", "prompts.n_atoms", "prompts.element")
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig}
 #: What a resumed run may be given anew without more ado: it changes how a run goes, not what it learns.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,13 +22,19 @@ from rlgen.memory import Memory
 from rlgen.metrics import exp_entropy
 from rlgen.protostructure import MIRRORED, read_label
 from rlgen.reference import protostructure_label
+from rlgen.replay import Replay, complete
 from rlgen.reward_pool import RewardPool
 from rlgen.types import Condition, CrystalError, RewardBreakdown
+
+Row = TypeVar("Row")
 
 
 @dataclass
 class Measured:
-    """A rollout, decoded and measured, that the run has not learned of yet. labels: (B,) None for an invalid sample."""
+    """A rollout whose F fresh rows are decoded and measured, and that the run has not learned of yet.
+
+    crystals, labels: (F,) of the rows that are not replayed; a label is None for an invalid sample.
+    """
 
     rollout: Rollout
     crystals: list[Structure | CrystalError]
@@ -38,12 +45,16 @@ class Measured:
 
 @dataclass
 class Experience:
-    """One step's rollout with its reward (B,) in [0, 1] and what there is to log about it."""
+    """One step's rollout with its reward (B,) in [0, 1] and what there is to log about its F fresh rows.
+
+    crystals, breakdown and earned, their part of the rewards: (F,), in the order of the rollout.
+    """
 
     rollout: Rollout
     crystals: list[Structure | CrystalError]
     breakdown: RewardBreakdown
     rewards: np.ndarray
+    earned: np.ndarray
     scalars: dict[str, float] = field(default_factory=dict)
 
 
@@ -75,35 +86,42 @@ class Collector:
 
     def __init__(self, prompts: PromptTable, config: Any):
         self.prompts, self.config = prompts, config
-        asked: dict[tuple[int, int], float] = defaultdict(float)
-        for (group, n_atoms), share in prompts.shares(config.prompts.power).items():
-            asked[MIRRORED.get(group, group), n_atoms] += share
-        self.memory = Memory(config.memory, lambda group, n_atoms: asked[group, n_atoms])
+        self.memory = Memory(config.memory, lambda group, n_atoms: self._asked[group, n_atoms])
+        self.replay = Replay(config.replay)
 
     def enter(self, pool: RewardPool, config: Any) -> None:
         """From now on score with this pool, by the settings of the stage that a run is in."""
         self.pool, self.config = pool, config
+        self._asked: dict[tuple[int, int], float] = defaultdict(float)
+        for (group, n_atoms), share in self.prompts.shares(config.prompts.power).items():
+            self._asked[MIRRORED.get(group, group), n_atoms] += share
+        self.replay.begin(f"{plain(config.reward)}, {config.energy}, off_prompt {config.off_prompt}")
 
     def draw(self, policy: CrystalPolicy, step: int) -> Rollout:
-        """`batch` sequences: groups of `group_size`, each group answering one prompt drawn from the data's."""
+        """`batch` sequences: groups of `group_size`, each answering one prompt, drawn from the data's or replayed."""
         size = self.config.algorithm.group_size
         rng = np.random.default_rng([self.config.seed, 3, step])
         keep = plain(self.config.prompts)
         conditions = self.prompts.sample(self.config.batch // size, rng, power=keep.pop("power"), keep=keep)
         generator = torch.Generator(policy.device).manual_seed(int(rng.integers(2**62)))
-        return sample(policy, [c for c in conditions for _ in range(size)], generator,
-                      temperature=self.config.algorithm.temperature,
-                      group=[g for g in range(len(conditions)) for _ in range(size)])
+        chosen = self.replay.choose(len(conditions), rng)
+        conditions[: len(chosen)] = [kept[0].condition for kept in chosen]
+        replayed = [len(kept) for kept in chosen] + [0] * (len(conditions) - len(chosen))
+        group = [g for g in range(len(conditions)) for _ in range(size - replayed[g])]
+        drawn = sample(policy, [conditions[g] for g in group], generator,
+                       temperature=self.config.algorithm.temperature, group=group)
+        return complete(drawn, chosen, policy.representation.pad)
 
     def score(self, policy: CrystalPolicy, rollout: Rollout) -> Experience:
         """Decode, measure and remember a rollout."""
         return self.remember(self.measure(policy, rollout))
 
     def measure(self, policy: CrystalPolicy, rollout: Rollout) -> Measured:
-        """Decode and measure a rollout. It changes nothing of the run, so that another thread may do it meanwhile."""
+        """Decode and measure a rollout's fresh rows. It changes nothing of the run, so that another thread may do it
+        meanwhile."""
         started = time.monotonic()
-        crystals = decode(policy, rollout)
-        breakdown = self.pool.score(crystals, rollout.conditions)
+        crystals = _fresh(rollout, decode(policy, rollout))
+        breakdown = self.pool.score(crystals, _fresh(rollout, rollout.conditions))
         labels = [protostructure_label(crystal) if isinstance(crystal, Structure) and status != "invalid" else None
                   for crystal, status in zip(crystals, breakdown.status, strict=True)]
         return Measured(rollout, crystals, breakdown, labels, time.monotonic() - started)
@@ -115,29 +133,41 @@ class Collector:
         earns `off_prompt` of it, without which it would pay to answer every prompt with what is easiest.
         """
         rollout, breakdown, labels = measured.rollout, measured.breakdown, measured.labels
-        answered = np.array([_answers(label, c) for label, c in zip(labels, rollout.conditions, strict=True)])
+        conditions = _fresh(rollout, rollout.conditions)
+        answered = np.array([_answers(label, c) for label, c in zip(labels, conditions, strict=True)])
         discount = self.memory.discount(labels, breakdown.total) * np.where(answered, 1.0, self.config.off_prompt)
         breakdown.extra |= {"label": np.array(labels, dtype=object), "discount": discount,
-                            "condition": np.array(rollout.conditions, dtype=object)}
+                            "condition": np.array(conditions, dtype=object)}
+        earned = breakdown.total * discount
+        rewards = earned if rollout.earned is None else rollout.earned.numpy().copy()
+        rewards[~rollout.replayed.cpu().numpy()] = earned
+        self.replay.add(rollout, rewards, labels)
         flags = _flags(breakdown, labels)
         for i in np.flatnonzero(flags.get("sun", [])):
             self.memory.add_sun(str(labels[i]))
         scalars = tracking.breakdown_scalars(breakdown) | _diversity(labels) | self.memory.scalars()
         scalars |= {f"sample/{share}": float(flag.mean()) for share, flag in flags.items()}
         scalars["sample/space_group_match"] = float(answered.mean())
-        scalars |= _spread(breakdown.total * discount, rollout.group.numpy())
-        scalars |= {"reward/learned": float((breakdown.total * discount).mean()),
+        scalars |= _spread(rewards, rollout.group.numpy()) | self.replay.scalars(rollout)
+        scalars |= {"reward/learned": float(earned.mean()),
                     "reward/discount": float(discount.mean()),
                     "time/reward": measured.seconds}
-        return Experience(rollout, measured.crystals, breakdown, breakdown.total * discount, scalars)
+        return Experience(rollout, measured.crystals, breakdown, rewards, earned, scalars)
 
     def save(self, folder: Path) -> None:
         """What was found so far, for a checkpoint."""
-        checkpoint.save_state(folder / "memory", self.memory.state())
+        checkpoint.save_state(folder / "memory", {"memory": self.memory.state(), "replay": self.replay.state()})
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote; the collector must be a new one."""
-        self.memory.load_state(checkpoint.load_state(folder / "memory"))
+        state = checkpoint.load_state(folder / "memory")
+        self.memory.load_state(state["memory"])
+        self.replay.load_state(state["replay"])
+
+
+def _fresh(rollout: Rollout, rows: Sequence[Row]) -> list[Row]:
+    """Those of a rollout's rows (B,) that were drawn by the policy of this step."""
+    return [row for row, replayed in zip(rows, rollout.replayed.tolist(), strict=True) if not replayed]
 
 
 def _answers(label: str | None, condition: Condition) -> bool:

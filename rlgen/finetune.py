@@ -37,6 +37,8 @@ def run(config: Any) -> None:
     config, last = resumed(config)
     if config.batch % config.algorithm.group_size:
         raise UserError(f"batch={config.batch} is no multiple of algorithm.group_size={config.algorithm.group_size}")
+    if config.replay.rows >= config.algorithm.group_size:
+        raise UserError(f"replay.rows={config.replay.rows} must leave room in groups of {config.algorithm.group_size}")
     if config.algorithm.scale_rewards not in ("group", "none"):
         raise UserError(f"algorithm.scale_rewards={config.algorithm.scale_rewards}; known: group, none")
     resolve_energies(config)

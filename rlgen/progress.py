@@ -15,7 +15,7 @@ def log_step(log: Run, step: int, experience: Experience, stats: dict[str, float
     """Scalars and every sample of a step; every tenth step also a picture of the crystal that earned most."""
     log.log_scalars(step, experience.scalars | stats)
     log.log_samples(step, experience.crystals, tracking.breakdown_columns(experience.breakdown))
-    best = experience.crystals[int(np.argmax(experience.rewards))]
+    best = experience.crystals[int(np.argmax(experience.earned))]
     if step % 10 == 0 and isinstance(best, Structure):
         log.log_figure(step, "crystals/best", tracking.crystal_picture(best))
 

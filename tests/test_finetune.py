@@ -76,7 +76,10 @@ def test_every_representation_can_be_finetuned(tmp_path, name):
 
 def test_resume_is_the_uninterrupted_run(policy, tmp_path):
     run(policy, tmp_path / "whole", "reward=validity+uniqueness", "steps=4", "checkpoint_every=2",
-        "memory.prototype.shape=linear", "memory.prototype.bucket=2", "prompts.power=0.5", "prompts.element=0.5")
+        "memory.prototype.shape=linear", "memory.prototype.bucket=2", "prompts.power=0.5", "prompts.element=0.5",
+        "replay.fraction=0.5", "replay.rows=2")
+    replayed = [line["replay/rows"] for line in metrics(tmp_path / "whole")]
+    assert replayed[0] == 0 < replayed[-1]
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step_4")
     shutil.rmtree(tmp_path / "cut" / "policy")
@@ -98,6 +101,7 @@ def test_resume_is_the_uninterrupted_run(policy, tmp_path):
         (["reward=stability", "reward.stability.widht=1"], "width"),
         (["reward=validity", "memory.formula.shape=stairs"], "known: none, inverse, step, linear, sigmoid"),
         (["reward=validity", "prompts.element=2"], "between 0 and 1"),
+        (["reward=validity", "replay.rows=4"], "must leave room in groups of 4"),
     ],
 )
 def test_mistakes_are_told(policy, tmp_path, arguments, says):

@@ -115,6 +115,8 @@ def train(config: Any, policy: CrystalPolicy, collector: Collector, log: Run, la
     """`config.steps` steps of TRL's GRPO, logged like our own loop's."""
     if last is not None:
         raise UserError("algorithm=trl runs cannot be resumed yet; algorithm=grpo runs can")
+    if config.replay.fraction:
+        raise UserError("replay.fraction: TRL has no importance ratios to older policies; algorithm=grpo has")
     with progress_bar() as progress:
         task = progress.add_task("starting", total=config.steps)
 
