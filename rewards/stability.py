@@ -23,6 +23,7 @@ class Stability:
 
     energy: the potential (auto, m3gnet, chgnet). mode: "single_point" judges the crystal as written, which teaches to
     write relaxed geometry; "relax" lets it relax first (up to `steps` FIRE steps, to `fmax` eV/Å), which forgives it.
+    cache: look up results of earlier runs and steps; each crystal is then computed alone on a CPU (docs/energies.md).
     floor: more than this far (eV/atom) below the hull is a hole in the potential, not a discovery: not measured, so
     that no policy is paid for finding it.
     """
@@ -33,6 +34,7 @@ class Stability:
     steps: int = 50
     width: float = 0.5
     floor: float = 0.5
+    cache: bool = True
 
     name: ClassVar[str] = "stability"
     unit: ClassVar[str] = "eV/atom"
@@ -83,12 +85,15 @@ class Stability:
 
     def _energies(self, structures: Sequence[Structure], potential: Potential) -> list[tuple[float, str]]:
         """(energy in eV/atom, why there is none or "") of each crystal."""
-        if self.mode == "relax":
-            from rlgen.energies.relax import relax
+        from rlgen.energies import cache
+        from rlgen.energies.relax import relax
 
-            results = relax(structures, potential, fmax=self.fmax, steps=self.steps)
+        if self.mode == "relax":
+            relaxed = cache.relaxations if self.cache else relax
+            results = relaxed(structures, potential, fmax=self.fmax, steps=self.steps)
             return [(result.energy, result.error or "") for result in results]
-        return [(point.energy, point.error or "") for point in potential.evaluate(structures, forces=False)]
+        points = cache.single_points(structures, potential) if self.cache else potential.evaluate(structures, False)
+        return [(point.energy, point.error or "") for point in points]
 
     def transform(self, raw: np.ndarray) -> np.ndarray:
         """(1 + cos(π x)) / 2 with x = raw / width clipped to [0, 1]; NaN stays NaN."""

@@ -172,8 +172,11 @@ def breakdown_scalars(breakdown: RewardBreakdown) -> dict[str, float]:
     for k, name in enumerate(breakdown.names):
         scalars[f"reward/{name}"] = _mean(breakdown.score[:, k])
         scalars[f"reward/{name}_raw"] = _mean(breakdown.raw[:, k])
-    counted = breakdown.counters.items()
-    return scalars | {name if "/" in name else f"pool/{name}": float(count) for name, count in counted}
+    counted = breakdown.counters
+    hits, misses = counted.get("cache_hits", 0), counted.get("cache_misses", 0)
+    if hits + misses:
+        scalars["cache/hit_rate"] = hits / (hits + misses)
+    return scalars | {name if "/" in name else f"pool/{name}": float(count) for name, count in counted.items()}
 
 
 def energy_histogram(before: Sequence[float], after: Sequence[float] | None = None) -> Figure:

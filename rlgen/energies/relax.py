@@ -54,8 +54,8 @@ def relax(
 
     A crystal that did not get there comes back as it is then, with `converged` False. steps: 0 is a single point.
     fixed_cell: only atoms move. symmetry: keep the space group. seconds: wall-clock time of each crystal.
-    atoms_in_flight: so many atoms are in a batch, at most (a larger crystal is alone); with 1 each crystal is alone, and
-    what comes out depends on nothing else that is relaxed.
+    atoms_in_flight: so many atoms are in a batch, at most (a larger crystal is alone); with 1 each crystal is alone,
+    and what comes out depends on nothing else that is relaxed.
     """
     results: list[Relaxation | None] = [None] * len(structures)
     queue = deque(range(len(structures)))

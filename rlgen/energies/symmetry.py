@@ -1,7 +1,7 @@
 """Keeps a crystal's space group while it relaxes: its operations are found once, forces and virial projected on them.
 
-With lattice rows L and fractional rows x, an operation (W, w) takes x to x Wᵀ + w, hence a Cartesian row vector v to v Q
-with Q = L⁻¹ Wᵀ L; as long as the lattice has the symmetry, Q is a rotation.
+With lattice rows L and fractional rows x, an operation (W, w) takes x to x Wᵀ + w, hence a Cartesian row vector v to
+v Q with Q = L⁻¹ Wᵀ L; as long as the lattice has the symmetry, Q is a rotation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Symmetry:
-    """M operations: rotations (M, 3, 3) whole numbers, translations (M, 3), images (M, N): atom i goes to images[m, i]."""
+    """M operations: whole rotations (M, 3, 3), translations (M, 3), images (M, N): m takes atom i to images[m, i]."""
 
     rotations: np.ndarray
     translations: np.ndarray
