@@ -40,7 +40,8 @@ def noisy(structure: Structure, seed: int = 0, shake: float = 0.05, strain: floa
 
 
 def space_group(structure: Structure, symprec: float) -> int:
-    cell = moyopy.Cell(structure.lattice.matrix.tolist(), structure.frac_coords.tolist(), list(structure.atomic_numbers))
+    lattice, frac_coords = structure.lattice.matrix.tolist(), structure.frac_coords.tolist()
+    cell = moyopy.Cell(lattice, frac_coords, list(structure.atomic_numbers))
     return moyopy.MoyoDataset(cell, symprec=symprec).number
 
 
