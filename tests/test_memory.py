@@ -1,10 +1,13 @@
 """What was found before earns less: by crystal, formula and prototype, relative to what was asked, over resumes."""
 
+import time
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
-from rlgen import checkpoint
+from rlgen import checkpoint, reference
 from rlgen.config import MemoryConfig
 from rlgen.memory import SHAPES, Memory
 
@@ -100,3 +103,13 @@ def test_state_comes_back_and_goes_on_alike(tmp_path):
     new = memory()
     new.load_state(memory().state())
     assert new.scalars() == memory().scalars()
+
+
+def test_hundreds_of_thousands_of_crystals_are_saved_in_a_moment(tmp_path):
+    shipped = pq.read_table(reference._SHIPPED, columns=["label"])["label"].to_pylist()
+    found = memory()
+    found.crystals.update({f"{label}{i}": 1 + i for label in shipped for i in range(5)})
+    started = time.process_time()
+    checkpoint.save_state(tmp_path / "memory", found.state())
+    assert time.process_time() - started < 2 and len(found.crystals) > 200_000
+    assert (tmp_path / "memory.json").stat().st_size + (tmp_path / "memory.safetensors").stat().st_size < 15e6

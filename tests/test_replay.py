@@ -5,10 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import tiny_policy
 
 from policies.sampler import sample
-from rlgen import checkpoint
+from rlgen import algorithms, checkpoint
 from rlgen.config import load
 from rlgen.experience import Collector
 from rlgen.replay import Replay, complete
@@ -88,6 +89,27 @@ def test_logprobs_are_those_of_the_policy_that_drew(policy):
     ratio, expected = (now - whole.logprobs[rows]).exp()[mask], (now - drew).exp()[mask]
     torch.testing.assert_close(ratio, expected, rtol=1e-3, atol=1e-6)
     assert (expected - 1).abs().max() > 0.1
+
+
+def test_learning_makes_what_is_replayed_likelier(policy):
+    """The kept are from one policy and another one learns: what earned more than its fresh answers, it writes more."""
+    replay, learns = filled(policy), tiny_policy(seed=3, sharpness=1.0)
+    config = load("finetune", ["algorithm.learning_rate=3e-3"]).algorithm
+    learner = algorithms.make(config, learns, Accelerator(cpu=True))
+    chosen = replay.choose(4, np.random.default_rng(0))
+    conditions = [chosen[g][0].condition for g in (0, 1) for _ in range(3)]
+
+    def likelihood() -> float:
+        ids = [(torch.from_numpy(one.ids)[None], one.condition) for (one,) in chosen]
+        return sum(float(learns.token_logprobs(row, 1.0, [asked])[0].detach().sum()) for row, asked in ids)
+
+    before = likelihood()
+    for step in range(5):
+        fresh = sample(learns, conditions, torch.Generator().manual_seed(step), group=[0] * 3 + [1] * 3)
+        whole = complete(fresh, chosen, policy.representation.pad)
+        stats = learner.update(whole, np.where(whole.replayed, 1.0, 0.0), np.random.default_rng(step))
+        assert all(np.isfinite(value) for value in stats.values())
+    assert likelihood() > before + 1
 
 
 def test_rows_of_one_condition_come_together(policy):
