@@ -7,8 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
+from policies.prompts import PromptTable
 from rlgen import checkpoint, reference
-from rlgen.config import MemoryConfig
+from rlgen.config import MemoryConfig, load
+from rlgen.experience import Collector
 from rlgen.memory import SHAPES, Memory
 
 NACL, KCL, KBR = "AB_cF8_225_a_b:Cl-Na", "AB_cF8_225_a_b:Cl-K", "AB_cF8_225_a_b:Br-K"
@@ -74,6 +76,14 @@ def test_a_prototype_has_room_for_what_was_asked():
         assert (start < 20) or sum(as_asked[::2]) == 0  # nobody asked for these
     absolute = memory(0.5, **settings, prototype__quota=0.0)
     assert sum(earned(absolute, labels)) == 20  # both buckets of ten
+
+
+def test_the_share_of_prompts_is_that_of_both_enantiomorphic_groups():
+    config = load("finetune", ["prompts.power=0"])
+    collector = Collector(PromptTable.of([76, 78, 78, 225], [[11, 17]] * 4), config)
+    collector.enter(None, config)
+    asked = collector.memory.asked
+    assert (asked(76, 2), asked(225, 2)) == pytest.approx((2 / 3, 1 / 3)) and asked(78, 2) == asked(1, 2) == 0
 
 
 def test_only_what_scores_enough_is_remembered():

@@ -170,6 +170,12 @@ def test_spread_sees_the_trap_of_one_prototype_with_ever_other_elements():
     assert raw[3] == 1 and (raw[:3] > expected).all()
 
 
+def test_spread_of_a_batch_of_mp20_is_far_above_that_of_rock_salts(mp20):
+    real = rewards.make("spread").measure(mp20[:128], [{}] * 128)
+    assert 0.6 < real.mean() < 0.7
+    assert real.min() > -np.log((1 + 127 / 2) / 128) / np.log(128) == pytest.approx(0.141, abs=1e-3)
+
+
 def test_spread_of_crystals_without_symmetry_is_not_measured():
     nothing = Structure(Lattice.cubic(3), ["Fe", "O"], [[0, 0, 0], [0, 0, 0]])
     raw, reasons = rewards.make("spread").measure_with_reasons([NACL, nothing, NACL], [{}] * 3)
