@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.sampler import decode, sample
 from rlgen import samples, tracking
+from rlgen.config import RayConfig, plain
 from rlgen.evaluation import as_dict, as_markdown, evaluate, table
 from rlgen.tracking import Run
 
@@ -26,13 +28,15 @@ def compare(config: Any, trained: CrystalPolicy, prompts: PromptTable, log: Run)
     pretrained, _ = CrystalPolicy.load(config.policy)
     pretrained.to(trained.device)  # type: ignore[arg-type]
     known = "shipped:all" if config.data == "shipped" else config.data
+    ray = RayConfig(**plain(config.ray))
+    ray = replace(ray, chunk=max(1, ray.chunk // 2), timeout_s=8 * ray.timeout_s)  # relaxing takes much longer
     found = {}
     for name, policy in (("pretrained", pretrained), ("fine-tuned", trained)):
         print(f"judging {config.evaluate} fresh crystals of the {name} policy")
         rollout = sample(policy, conditions, torch.Generator(policy.device).manual_seed(seed))
         crystals = decode(policy, rollout)
         found[name] = evaluate(crystals, energy=config.judge, reference=known, steps=config.relax_steps,
-                               workers=config.workers, seed=config.seed)
+                               workers=config.workers, ray=ray, seed=config.seed)
         columns = {c: found[name].samples[c].to_numpy() for c in found[name].samples if c != "formula"}
         samples.write(Path(config.output) / f"samples_{name}", crystals, {"condition": conditions} | columns)
     report = as_markdown(found)

@@ -140,6 +140,19 @@ class ReplayConfig:
 
 
 @dataclass
+class RayConfig:
+    """Where reward workers run and what each of them may use; `docs/scaling.md` says how to choose."""
+
+    address: str | None = None
+    chunk: int = 8
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    memory_mb: int = 0
+    timeout_s: float = 120.0
+    start_timeout_s: float = 300.0
+
+
+@dataclass
 class FinetuneConfig:
     """Settings of `python -m rlgen.finetune`."""
 
@@ -159,6 +172,7 @@ class FinetuneConfig:
     steps: int = 90
     batch: int = 128
     workers: int = 2
+    ray: RayConfig = field(default_factory=RayConfig)
     evaluate: int = 160
     relax_steps: int = 40
     pipeline: int = 0
@@ -200,18 +214,19 @@ class EvaluateConfig:
     data: str = "shipped"
     relax_steps: int = 100
     workers: int = 2
+    ray: RayConfig = field(default_factory=RayConfig)
     seed: int = 0
 
 
 #: What a number may at least be, by the last part of its key; shares are also at most 1.
 LEAST: dict[str, float] = (
     dict.fromkeys(("steps", "batch", "minibatch", "epochs", "n", "evaluate_every", "checkpoint_every", "patience",
-                   "samples", "draws", "bucket", "window", "rows", "size", "per_prototype", "age", "hidden_size",
-                   "layers", "heads", "intermediate_size"), 1)
+                   "samples", "draws", "bucket", "window", "rows", "size", "per_prototype", "age", "chunk",
+                   "hidden_size", "layers", "heads", "intermediate_size"), 1)
     | dict.fromkeys(("seed", "threads", "workers", "warmup", "sample_every", "evaluate", "learning_rate",
                      "weight_decay", "max_grad_norm", "relax_steps", "kl", "lora_rank", "lora_alpha", "power",
-                     "quota"), 0)
-    | {"group_size": 2, "temperature": 1e-3}
+                     "quota", "memory_mb", "cpus_per_worker", "gpus_per_worker"), 0)
+    | {"group_size": 2, "temperature": 1e-3, "timeout_s": 0.1, "start_timeout_s": 0.1}
 )
 #: By the last part of a key, or by all of it.
 SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "ema", "clip_low", "off_prompt", "min_score",
@@ -220,7 +235,9 @@ SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "ema", "clip_
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig}
 #: What a resumed run may be given anew without more ado: it changes how a run goes, not what it learns.
 FREE = {"pretrain": ("checkpoint_every", "sample_every", "samples"),
-        "finetune": ("steps", "workers", "checkpoint_every", "evaluate", "relax_steps", "judge")}
+        "finetune": ("steps", "workers", "checkpoint_every", "evaluate", "relax_steps", "judge", "ray.address",
+                     "ray.cpus_per_worker", "ray.gpus_per_worker", "ray.memory_mb", "ray.timeout_s",
+                     "ray.start_timeout_s")}
 #: Keys with a short name of their own.
 SHORT = {"pretrain": {"representation": "policy.representation"}, "finetune": {"reward": "reward.expression"}}
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from rlgen import energies, samples
-from rlgen.config import main
+from rlgen.config import RayConfig, main, plain
 from rlgen.evaluation import as_dict, as_markdown, evaluate, table
 
 
@@ -21,7 +21,7 @@ def run(config: Any) -> None:
         read = samples.read(path)
         print(f"judging {len(read.crystals)} samples of {path}")
         found[str(path)] = evaluate(read.crystals, energy=energy, reference=known, steps=config.relax_steps,
-                                    workers=config.workers, seed=config.seed)
+                                    workers=config.workers, ray=RayConfig(**plain(config.ray)), seed=config.seed)
     Console().print(table(found))
     if config.output:
         output = Path(config.output)

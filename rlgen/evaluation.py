@@ -19,6 +19,7 @@ from pymatgen.core import Structure
 from rewards.novelty import Novelty
 from rewards.stability import Stability
 from rlgen import metrics
+from rlgen.config import RayConfig
 from rlgen.metrics import Estimate
 from rlgen.protostructure import read_label
 from rlgen.reference import Reference, duplicate_groups, protostructure_label
@@ -32,7 +33,8 @@ __all__ = ["Evaluation", "as_dict", "as_markdown", "describe", "evaluate", "fail
 
 #: Energies above the hull (eV/atom) up to which a crystal counts as metastable, and as stable.
 METASTABLE, STABLE = 0.1, 0.0
-
+#: A relaxation takes seconds and large cells many: small chunks and a patient limit, or slow crystals count as lost.
+JUDGING = RayConfig(chunk=4, timeout_s=900.0)
 #: Samples between two moves of the progress bar.
 _BATCH = 64
 
@@ -62,13 +64,15 @@ def evaluate(
     fmax: float = 0.1,
     steps: int = 50,
     workers: int = 0,
+    ray: RayConfig = JUDGING,
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
     """Judge B samples with a potential and its hull, against a novelty reference.
 
     energy: the judging potential, which should not be the one that rewarded. relax: to forces below fmax (eV/Å) in at
-    most `steps` FIRE steps; without it the energies as written decide. seed: of the bootstrap.
+    most `steps` FIRE steps; without it the energies as written decide. workers, ray: as of `RewardPool`. seed: of the
+    bootstrap.
     """
     if not crystals:
         raise UserError("there are no samples to evaluate")
@@ -77,7 +81,7 @@ def evaluate(
     rewards: list[Reward] = [Novelty(reference), WrittenStability(energy=energy, mode="single_point")]
     if relax:
         rewards.append(Stability(energy=energy, mode="relax", fmax=fmax, steps=steps))
-    scored = _score(crystals, rewards, workers, progress)
+    scored = _score(crystals, rewards, workers, ray, progress)
     scored["e_above_hull"] = scored["stability"] if relax else scored["stability_written"]
     judged = pd.DataFrame(
         {
@@ -124,17 +128,16 @@ def _judges(energy: str, reference: str) -> dict[str, Any]:
 
 
 def _score(
-    crystals: Sequence[Structure | CrystalError], rewards: list[Reward], workers: int, progress: bool
+    crystals: Sequence[Structure | CrystalError], rewards: list[Reward], workers: int, ray: RayConfig, progress: bool
 ) -> dict[str, np.ndarray]:
     """Raw values (B,) by the reward's name, with `status` and `reason`."""
     from rich.progress import Progress
 
     from rlgen.reward_pool import RewardPool
 
-    # A relaxation takes seconds and large cells many: small chunks and a patient limit, or slow crystals count as lost.
     expression = "*".join(reward.name for reward in rewards)
     with (
-        RewardPool(rewards, expression, workers=workers, chunk=4, timeout_s=900.0) as pool,
+        RewardPool(rewards, expression, workers=workers, ray=ray) as pool,
         Progress(disable=not progress, transient=True) as bar,
     ):
         task = bar.add_task("judging", total=len(crystals))

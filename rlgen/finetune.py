@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from policies.model import CrystalPolicy
 from rlgen import algorithms, checkpoint, samples
 from rlgen.comparison import compare
-from rlgen.config import changes_of, device_of, main, resumed
+from rlgen.config import RayConfig, changes_of, device_of, main, plain, resumed
 from rlgen.experience import Collector, make_rewards, resolve_energies
 from rlgen.likelihood import nll, real_crystals
 from rlgen.pipeline import Pipeline
@@ -58,7 +58,8 @@ def run(config: Any) -> None:
         if config.algorithm.name == "trl":
             from rlgen.algorithms.trl import train as train_trl
 
-            with RewardPool(*make_rewards(config), workers=config.workers) as pool:
+            ray = RayConfig(**plain(config.ray))
+            with RewardPool(*make_rewards(config), workers=config.workers, ray=ray) as pool:
                 collector.enter(pool, config)
                 trained = train_trl(config, policy, collector, log, last)
         else:

@@ -59,15 +59,20 @@ def _measure_one(reward: Reward, structures: list[Structure], conditions: Sequen
     except UserError:
         raise
     except Exception as error:  # whatever a user's reward throws costs its crystal the score, not the run
-        if n == 1 or not reward.per_sample:
-            return np.full(n, np.nan), [f"{type(error).__name__}: {error}"] * n, np.ones(n, dtype=bool)
-        singles = [_measure_one(reward, [s], [c]) for s, c in zip(structures, conditions, strict=True)]
-        return (
-            np.concatenate([s[0] for s in singles]),
-            [reason for s in singles for reason in s[1]],
-            np.concatenate([s[2] for s in singles]),
-        )
-    bad = ~np.isfinite(raw)
-    reasons = [(r or f"measured {v}") if b else "" for r, v, b in zip(reasons, raw, bad, strict=True)]
-    raw[bad] = np.nan
-    return raw, reasons, np.zeros(n, dtype=bool)
+        why = f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError) or "allocate" in str(error):  # torch has a RuntimeError for it
+            counters.count("out_of_memory")
+    else:
+        bad = ~np.isfinite(raw)
+        reasons = [(r or f"measured {v}") if b else "" for r, v, b in zip(reasons, raw, bad, strict=True)]
+        raw[bad] = np.nan
+        return raw, reasons, np.zeros(n, dtype=bool)
+    # Not in the handler: as long as the exception lives, so does the memory that was not enough.
+    if n == 1 or not reward.per_sample:
+        return np.full(n, np.nan), [why] * n, np.ones(n, dtype=bool)
+    singles = [_measure_one(reward, [s], [c]) for s, c in zip(structures, conditions, strict=True)]
+    return (
+        np.concatenate([s[0] for s in singles]),
+        [reason for s in singles for reason in s[1]],
+        np.concatenate([s[2] for s in singles]),
+    )

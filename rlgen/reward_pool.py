@@ -6,6 +6,7 @@ not be measured and crystals that score low stay three different things.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,7 @@ from rewards.base import Reward
 from rewards.expression import Expression, parse
 from rewards.validity import Validity
 from rlgen import counters
+from rlgen.config import RayConfig
 from rlgen.reward_measure import Measured, Payload, measure, pack
 from rlgen.reward_workers import Task, Workers
 from rlgen.types import Condition, CrystalError, RewardBreakdown, UserError
@@ -29,9 +31,12 @@ class RewardPool:
 
     rewards: what to measure; those that the expression does not name are measured and recorded all the same.
     expression: how scores make the total, as text or parsed. workers: Ray actors; 0 measures in this process, without
-    Ray and without protection against hanging. chunk: crystals per task. timeout_s: for one task; start_timeout_s: for
-    a worker to start and load what its rewards need. A worker that dies or hangs is replaced and its crystals are sent
-    again one by one; a crystal that costs a second worker has failed.
+    Ray and without protection against hanging. ray: where the workers run, crystals per task, limits of time and
+    memory. A worker that dies or hangs is replaced and its crystals are sent again one by one; a crystal that costs a
+    second worker has failed.
+
+    `score` may be called from another thread than the one that made the pool. Calls wait for each other; `close` makes
+    one that runs end with a RuntimeError, at the latest after the task of this process that it is in.
 
     A reward may offer `warm_up()` (called once per worker, before any time limit on crystals runs),
     `measure_with_reasons(structures, conditions) -> (raw, reasons)`, and, if it looks at the whole batch,
@@ -44,9 +49,7 @@ class RewardPool:
         expression: Expression | str,
         *,
         workers: int = 2,
-        chunk: int = 8,
-        timeout_s: float = 120.0,
-        start_timeout_s: float = 300.0,
+        ray: RayConfig | None = None,
     ):
         self.rewards = list(rewards)
         self.names = tuple(r.name for r in self.rewards)
@@ -58,12 +61,15 @@ class RewardPool:
         if absent:
             raise UserError(f"reward={self.expression} names {', '.join(absent)}; given are {', '.join(self.names)}")
         self._columns = [column[n] for n in self.expression.names]
-        self.chunk, self.timeout_s = chunk, timeout_s
+        self._settings = ray or RayConfig()
         # Validity is checked here and first, whether or not it is a reward: no other reward sees an invalid crystal.
         self._gate = next((r for r in self.rewards if isinstance(r, Validity)), Validity())
         self.counters: Counter[str] = Counter(dict.fromkeys(_ALWAYS, 0))
         self._proven: set[int] = set()
-        self._workers = Workers(self.rewards, workers, start_timeout_s, self.counters) if workers > 0 else None
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._workers = (
+            Workers(self.rewards, workers, self._settings, self.counters, self._closed) if workers > 0 else None
+        )
 
     def __enter__(self) -> RewardPool:
         return self
@@ -75,6 +81,12 @@ class RewardPool:
         self, crystals: Sequence[Structure | CrystalError], conditions: Sequence[Condition] | None = None
     ) -> RewardBreakdown:
         """Measure, transform, combine. conditions: (B,) what was asked of each crystal; None: nothing."""
+        with self._lock:
+            return self._score(crystals, conditions)
+
+    def _score(
+        self, crystals: Sequence[Structure | CrystalError], conditions: Sequence[Condition] | None
+    ) -> RewardBreakdown:
         count = len(crystals)
         conditions = [{}] * count if conditions is None else list(conditions)
         if len(conditions) != count:
@@ -122,13 +134,14 @@ class RewardPool:
         each = [k for k, r in enumerate(self.rewards) if r.per_sample and not isinstance(r, Validity)]
         for k, reward in enumerate(self.rewards):
             if not reward.per_sample:
-                limit = max(self.timeout_s, 0.5 * len(valid))
+                limit = max(self._settings.timeout_s, 0.5 * len(valid))
                 in_worker = getattr(reward, "in_worker", False)
                 (tasks if in_worker else here).append(Task([k], valid, limit, divisible=False))
         # Largest crystals first: no worker is left with the longest task at the end, and chunks are of a size.
         order = sorted(valid, key=lambda i: (-len(payloads[i][1]), i)) if each else []
-        for start in range(0, len(order), self.chunk):
-            tasks.append(Task(each, order[start : start + self.chunk], self.timeout_s))
+        chunk = self._settings.chunk
+        for start in range(0, len(order), chunk):
+            tasks.append(Task(each, order[start : start + chunk], self._settings.timeout_s))
         return here, tasks
 
     def _transform(self, raw: np.ndarray) -> np.ndarray:
@@ -165,6 +178,8 @@ class RewardPool:
 
         def locally(todo: list[Task]) -> None:
             for task in todo:
+                if self._closed.is_set():
+                    raise RuntimeError("the reward pool is closed")
                 rewards = [self.rewards[k] for k in task.rewards]
                 crystals = [payloads[i] for i in task.crystals], [conditions[i] for i in task.crystals]
                 results, counted = measure(rewards, *crystals)
@@ -177,9 +192,11 @@ class RewardPool:
             self._workers.run(tasks, payloads, conditions, record, meanwhile=lambda: locally(here))
 
     def close(self) -> None:
-        """End the workers, and Ray if this pool started it."""
-        if self._workers is not None:
-            self._workers.close()
+        """End the workers, and Ray if this pool started or joined it."""
+        self._closed.set()
+        with self._lock:
+            if self._workers is not None:
+                self._workers.close()
 
 
 def _dotted(reward: Reward) -> str:

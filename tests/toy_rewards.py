@@ -1,5 +1,6 @@
-"""Rewards for the tests of the pool: importable, so that workers find them."""
+"""Rewards and crystals for the tests of the pool: importable, so that workers find them."""
 
+import ctypes
 import os
 import signal
 import time
@@ -8,9 +9,57 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from pymatgen.core import Lattice, Structure
 
 from rlgen.counters import count
 from rlgen.types import UserError
+
+
+def rocksalt(cation: str = "Na", anion: str = "Cl", a: float = 5.6) -> Structure:
+    """The cubic cell of eight atoms. Written out: from_spacegroup takes 0.1 s."""
+    corners = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    return Structure(Lattice.cubic(a), [cation] * 4 + [anion] * 4, [*corners, *(corners + 0.5)])
+
+
+def rocksalts(n: int) -> list[Structure]:
+    """Rock salts of rising length."""
+    return [rocksalt(a=5.0 + 0.05 * i) for i in range(n)]
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hangs():
+    time.sleep(1000)
+
+
+def hangs_in_c():
+    """Sleeps in C and keeps the interpreter's lock: no signal handler and no other thread of Python runs."""
+    ctypes.PyDLL(None).sleep(1000)
+
+
+def takes_all_memory():
+    held = []
+    while True:
+        held.append(np.empty(50 * 2**20, dtype=np.int8))
+
+
+def raises():
+    raise ValueError("no such thing")
+
+
+ACCIDENTS = {f.__name__: f for f in (killed, hangs, hangs_in_c, takes_all_memory, raises)}
+
+
+def first_time(file: str | None) -> bool:
+    """Whether the file was not there yet; it is then. Always, without a file."""
+    try:
+        if file:
+            Path(file).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -25,44 +74,42 @@ class Base:
 
 @dataclass(frozen=True)
 class Length(Base):
-    """The first cell vector's length. nan_for, raise_for, kill_for, hang_for: elements with which it goes wrong.
+    """The first cell vector's length. nan_for, raise_for: elements with which it goes wrong.
 
-    once: a folder; with it, the element kills or hangs only the first time.
+    What else goes wrong is said by the condition: `accident` (a key of ACCIDENTS), only the first time if `once` names
+    a file that does not exist yet; and `sleep`, seconds that the crystal takes.
     """
 
     nan_for: str = ""
     raise_for: str = ""
-    kill_for: str = ""
-    hang_for: str = ""
-    once: str = ""
-    delay: float = 0.0
     name: ClassVar[str] = "length"
 
     def measure(self, structures, conditions):
-        return np.array([self._one(s) for s in structures])
+        return np.array([self._one(s, c) for s, c in zip(structures, conditions, strict=True)])
 
-    def _one(self, structure):
+    def _one(self, structure, condition):
         count("toy/measured")
-        time.sleep(self.delay)
+        time.sleep(condition.get("sleep", 0))
+        if "accident" in condition and first_time(condition.get("once")):
+            ACCIDENTS[condition["accident"]]()
         symbols = {e.symbol for e in structure.composition}
         if self.nan_for in symbols:
             return np.nan
         if self.raise_for in symbols:
             raise ZeroDivisionError("no such length")
-        if self.kill_for in symbols and self._first_time():
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.hang_for in symbols and self._first_time():
-            time.sleep(1000)
         return structure.lattice.a
 
-    def _first_time(self):
-        if not self.once:
-            return True
-        try:
-            Path(self.once, "was_here").touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return True
+
+@dataclass(frozen=True)
+class Starting(Length):
+    """A reward that has an accident while its worker starts."""
+
+    accident: str = "killed"
+    once: str | None = None
+
+    def warm_up(self):
+        if first_time(self.once):
+            ACCIDENTS[self.accident]()
 
 
 @dataclass(frozen=True)
