@@ -70,7 +70,9 @@ def test_a_node_is_lost_in_the_middle_of_a_batch(cluster):
         result = pool.score(crystals, [{"sleep": 0.1}] * 60)
         remover.join()
         np.testing.assert_array_equal(result.raw[:, 0], [c.lattice.a for c in crystals])
-        assert set(result.status) == {"ok"} and result.counters["restarts"] == 1
+        assert set(result.status) == {"ok"}
+        # Ray may still have sent a replacement to the node that was gone.
+        assert result.counters["restarts"] - result.counters.get("failed_starts", 0) == 1
         # The node that is left has room for both.
         assert {psutil.Process(pid).ppid() for pid in pool._workers.pids()} == nodes.keys()
     import ray
