@@ -24,6 +24,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda fill: max(0.0, 1 - fill),
     "sigmoid": lambda fill: 1 / (1 + math.exp(min((2 * fill - 1) / 0.15, 700.0))),
 }
+KINDS = ("crystal", "formula", "prototype")
 
 
 class Memory:
@@ -34,7 +35,11 @@ class Memory:
     """
 
     def __init__(self, settings: Any, asked: Callable[[int, int], float]):
-        self.settings, self.asked = settings, asked
+        self.asked = asked
+        # Read once: a look into settings takes longer than all the rest.
+        self.min_score, self.quota = float(settings.min_score), float(settings.prototype.quota)
+        self._shapes = [SHAPES[settings[kind].shape] for kind in KINDS]
+        self._sizes = [int(settings[kind].bucket) for kind in KINDS]
         self.samples = 0
         self.crystals: Counter[str] = Counter()
         self.formulas: Counter[str] = Counter()
@@ -50,19 +55,20 @@ class Memory:
         for i, (label, total) in enumerate(zip(labels, totals, strict=True)):
             if label is not None:
                 result[i] = self._share(label)
-                if total >= self.settings.min_score:
+                if total >= self.min_score:
                     self._remember(label, 1)
         return result
 
     def _share(self, label: str) -> float:
-        crystal, formula, prototype = (self.settings[kind] for kind in ("crystal", "formula", "prototype"))
-        share = SHAPES[crystal.shape](self.crystals[label] / crystal.bucket)
+        crystal, formula, prototype = self._shapes
+        size, formula_size, room = self._sizes
+        share = crystal(self.crystals[label] / size)
         if (found := read_label(label)) is None:
             return share
-        share *= SHAPES[formula.shape](self.formulas[found.formula] / formula.bucket)
-        # Room for what was asked for: each prototype belongs to one space group and size.
-        room = prototype.bucket + prototype.quota * self.samples * self.asked(found.space_group, found.n_atoms)
-        return share * SHAPES[prototype.shape](self.prototypes[found.prototype] / room)
+        share *= formula(self.formulas[found.formula] / formula_size)
+        # Besides, room for what was asked for: each prototype belongs to one space group and size.
+        asked = self.quota * self.samples * self.asked(found.space_group, found.n_atoms)
+        return share * prototype(self.prototypes[found.prototype] / (room + asked))
 
     def _remember(self, label: str, times: int) -> None:
         self.crystals[label] += times
@@ -71,7 +77,7 @@ class Memory:
             self.prototypes[found.prototype] += times
 
     def add_sun(self, label: str) -> None:
-        """Remember that a crystal was stable, new, and, as it has a label, is itself."""
+        """Remember a crystal that was stable and new; the same one again changes nothing."""
         self.sun.add(label)
         if (found := read_label(label)) is not None:
             self.sun_prototypes.add(found.prototype)

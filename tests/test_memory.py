@@ -12,6 +12,7 @@ from rlgen import checkpoint, reference
 from rlgen.config import MemoryConfig, load
 from rlgen.experience import Collector
 from rlgen.memory import SHAPES, Memory
+from rlgen.metrics import exp_entropy
 
 NACL, KCL, KBR = "AB_cF8_225_a_b:Cl-Na", "AB_cF8_225_a_b:Cl-K", "AB_cF8_225_a_b:Br-K"
 CSCL_OF_NACL = "AB_cP2_221_a_b:Cl-Na"
@@ -84,6 +85,27 @@ def test_the_share_of_prompts_is_that_of_both_enantiomorphic_groups():
     collector.enter(None, config)
     asked = collector.memory.asked
     assert (asked(76, 2), asked(225, 2)) == pytest.approx((2 / 3, 1 / 3)) and asked(78, 2) == asked(1, 2) == 0
+
+
+@pytest.mark.parametrize("shape", ["none", "inverse"])
+def test_a_policy_that_learns_under_the_memory_keeps_several_prototypes(shape):
+    """Policy gradient over four prototypes of one space group and size, of which one is worth most, each sample with
+    other elements. Without the memory it writes that one. With it, shares s tend to where v / (1 + s) is the same."""
+    found = memory(1.0, prototype__shape=shape, prototype__bucket=1)
+    values, positions = np.array([1.0, 0.9, 0.8, 0.7]), ["a_b", "a_c", "c_d", "a_d"]
+    rng, logits, drawn = np.random.default_rng(0), np.zeros(4), []
+    for step in range(600):
+        p = np.exp(logits) / np.exp(logits).sum()
+        drawn = rng.choice(4, size=32, p=p)
+        labels = [f"AB_cF8_225_{positions[k]}:Cl-X{step}{i}" for i, k in enumerate(drawn)]
+        rewards = values[drawn] * found.discount(labels, values[drawn])
+        advantages = rewards - rewards.mean()
+        logits += 0.5 * (np.bincount(drawn, advantages, minlength=4) - advantages.sum() * p) / 4
+    p = np.exp(logits) / np.exp(logits).sum()
+    if shape == "none":
+        assert exp_entropy(drawn) < 1.2 and p[0] > 0.95
+    else:
+        np.testing.assert_allclose(p, values / 0.68 - 1, atol=0.1)
 
 
 def test_only_what_scores_enough_is_remembered():
