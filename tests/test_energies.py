@@ -270,17 +270,30 @@ def test_auto_falls_to_chgnet_when_offline(monkeypatch, tmp_path):
         weights.folder_of.cache_clear()
 
 
-def test_auto_takes_m3gnet_from_the_users_folder(monkeypatch, tmp_path):
-    folder = tmp_path / weights.M3GNET
-    folder.mkdir()
+@pytest.fixture
+def users_checkpoint(monkeypatch, tmp_path):
+    """A folder of the user's with the files of M3GNet, all empty."""
+    (tmp_path / weights.M3GNET).mkdir()
     for name in weights.FILES:
-        (folder / name).touch()
+        (tmp_path / weights.M3GNET / name).touch()
     monkeypatch.setenv("RLGEN_MODELS", str(tmp_path))
+    monkeypatch.setattr(energies, "_load", energies._load.__wrapped__)
     weights.folder_of.cache_clear()
-    try:
-        assert energies.resolve("auto") == "m3gnet"
-    finally:
-        weights.folder_of.cache_clear()
+    yield tmp_path / weights.M3GNET
+    weights.folder_of.cache_clear()
+
+
+def test_auto_takes_m3gnet_from_the_users_folder(users_checkpoint, monkeypatch):
+    monkeypatch.setattr(MatglPotential, "__init__", lambda self, folder: None)
+    assert weights.folder_of(weights.M3GNET) == users_checkpoint
+    assert energies.resolve("auto") == "m3gnet"
+
+
+def test_auto_does_not_take_a_checkpoint_that_is_wrong(users_checkpoint, caplog):
+    assert energies.resolve("auto") == "chgnet"
+    assert "matgl cannot load it" in caplog.text
+    with pytest.raises(PotentialError, match="matgl cannot load it"):
+        load_potential("m3gnet")
 
 
 def test_importing_the_interface_is_light():

@@ -62,14 +62,12 @@ class Potential(Protocol):
 
 
 def resolve(name: str) -> str:
-    """The potential meant by `name`: "auto" is M3GNet where its weights can be had, else CHGNet, always at hand.
+    """The potential meant by `name`: "auto" is M3GNet where it can be had, and is right, else CHGNet, always at hand.
 
     "module:attribute" names an ASE calculator, or what makes one.
     """
     if name == "auto":
-        from rlgen.energies.weights import M3GNET, folder_of
-
-        chosen = "chgnet" if folder_of(M3GNET) is None else "m3gnet"
+        chosen = "m3gnet" if _m3gnet_is_right() else "chgnet"
         log.info("energy=auto: using %s", chosen)
         return chosen
     if name not in POTENTIALS and ":" not in name:
@@ -78,6 +76,20 @@ def resolve(name: str) -> str:
             "as my.module:make_calculator"
         )
     return name
+
+
+def _m3gnet_is_right() -> bool:
+    """Whether M3GNet's weights are here, or on the hub, and pass their check: the hub may give others by their name."""
+    from rlgen.energies.weights import M3GNET, folder_of
+
+    if folder_of(M3GNET) is None:
+        return False
+    try:
+        _load("m3gnet")
+    except UserError as error:
+        log.warning("energy=auto: not m3gnet, but chgnet: %s", error)
+        return False
+    return True
 
 
 @lru_cache(maxsize=4)

@@ -10,8 +10,8 @@ from pymatgen.core import Lattice, Structure
 if TYPE_CHECKING:
     from rlgen.energies import Potential
 
-#: A right potential misses by far less than this (eV/atom), a wrongly evaluated one by far more.
-TOLERANCE = 0.02
+#: A right potential misses by far less than this (eV/atom), one that was trained again, or wrongly evaluated, by more.
+TOLERANCE = 0.002
 
 
 @dataclass(frozen=True, slots=True)

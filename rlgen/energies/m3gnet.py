@@ -19,7 +19,7 @@ class M3GNetPotential(MatglPotential):
     scale = "m3gnet-mp-2021.2.8"
     atoms_per_batch = 128
     checkpoint = M3GNET
-    known = (KnownCrystal("NaCl", -3.368), KnownCrystal("TiO2", -8.943), KnownCrystal("MgO", -5.956))
+    known = (KnownCrystal("NaCl", -3.3659), KnownCrystal("TiO2", -8.9367), KnownCrystal("MgO", -5.9510))
 
     def sum_at_second_atom(self, second: bool) -> None:
         for layer in self._model.graph_layers:

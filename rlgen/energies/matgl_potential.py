@@ -36,8 +36,11 @@ class MatglPotential(GraphPotential):
     def __init__(self, folder: Path):
         import matgl  # seconds to import: only who evaluates pays for it
 
-        # matgl reads both files with torch's weights-only unpickler: a checkpoint cannot run code.
-        potential: Any = matgl.load_model(str(folder)).eval().requires_grad_(False)
+        try:
+            # matgl reads both files with torch's weights-only unpickler: a checkpoint cannot run code.
+            potential: Any = matgl.load_model(str(folder)).eval().requires_grad_(False)
+        except Exception as error:  # whatever a broken file makes of matgl
+            raise PotentialError(f"{folder}: matgl cannot load it ({type(error).__name__}: {error})") from error
         self._model = potential.model
         self._mean, self._std = potential.data_mean, potential.data_std
         self._offsets = potential.element_refs.property_offset.double()
@@ -73,8 +76,8 @@ class MatglPotential(GraphPotential):
         if misses[best] > TOLERANCE:
             raise PotentialError(
                 f"{self.checkpoint} misses the known energies of {', '.join(k.formula for k in self.known)} by "
-                f"{misses[best]:.3f} eV/atom, whichever atom its messages are summed at: this matgl does not evaluate "
-                "this checkpoint rightly"
+                f"{misses[best]:.3f} eV/atom, whichever atom its messages are summed at: these are other weights under "
+                "its name, or this matgl does not evaluate them rightly"
             )
         self.sum_at_second_atom(best)
         log.debug("%s: messages summed at the %s atom", self.checkpoint, "second" if best else "first")

@@ -49,7 +49,7 @@ class TensorNetPotential(MatglPotential):
     scale = "tensornet-matpes-pbe-2025.1"
     atoms_per_batch = 96
     checkpoint = TENSORNET
-    known = (KnownCrystal("NaCl", -3.358), KnownCrystal("TiO2", -8.826), KnownCrystal("MgO", -5.868))
+    known = (KnownCrystal("NaCl", -3.3562), KnownCrystal("TiO2", -8.8210), KnownCrystal("MgO", -5.8647))
 
     _second = False
 
