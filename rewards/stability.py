@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 from pymatgen.core import Structure
 
+from rewards.guards import GUARDS, refuse
+from rlgen.counters import count
 from rlgen.types import Condition, UserError
 
 if TYPE_CHECKING:
-    from rlgen.energies import Potential
+    from rlgen.energies import PointResult, Potential
+    from rlgen.hull import Hull
 
 Mode = Literal["single_point", "relax"]
+#: What may be left (eV/Å) of the forces on a crystal whose relaxation was cut short: real crystals stay far below.
+LEFT_FORCE = 1.0
 
 
 @dataclass(frozen=True)
 class Stability:
     """1 at or below the hull, falling as a half cosine to 0 at `width` eV/atom above it.
 
-    energy: the potential (auto, m3gnet, chgnet). mode: "single_point" judges the crystal as written, which teaches to
-    write relaxed geometry; "relax" lets it relax first (up to `steps` FIRE steps, to `fmax` eV/Å), which forgives it.
-    cache: look up results of earlier runs and steps; each crystal is then computed alone on a CPU (docs/energies.md).
-    floor: more than this far (eV/atom) below the hull is a hole in the potential, not a discovery: not measured, so
-    that no policy is paid for finding it.
+    energy: the potential. mode: "single_point" judges the crystal as written, which teaches to write relaxed geometry;
+    "relax" lets it relax first (up to `steps` FIRE steps, to `fmax` eV/Å), which forgives it. hull: a file of
+    `python -m rlgen.hull`; None: the hull of the potential's scale. cache: look up results of earlier runs and steps;
+    each crystal is then computed alone on a CPU (docs/energies.md).
+
+    What the guards (`rewards/guards.py`) refuse is not measured, so that no policy is paid for finding it. floor: a
+    crystal further (eV/atom) below the hull is a hole in the potential, not a discovery. closest: least distance of
+    two atoms, as a share of the sum of their covalent radii. vacuum: widest gap (Å) around a part of the crystal.
+    max_force: largest force (eV/Å) left after relaxing; in mode "single_point" that on the crystal as written, where
+    it is given, which takes twice the time. audit: a second potential with a hull of its own; the higher of the two
+    energies above the hull counts, and none if they are more than `tolerance` eV/atom apart.
     """
 
     energy: str = "auto"
@@ -33,7 +44,13 @@ class Stability:
     fmax: float = 0.1
     steps: int = 50
     width: float = 0.5
+    hull: str | None = None
     floor: float = 0.5
+    closest: float = 0.6
+    vacuum: float = 3.5
+    max_force: float | None = None
+    audit: str | None = None
+    tolerance: float = 0.4
     cache: bool = True
 
     name: ClassVar[str] = "stability"
@@ -43,15 +60,33 @@ class Stability:
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise UserError(f"stability mode={self.mode}: known are {', '.join(get_args(Mode))}")
-        if min(self.width, self.floor, self.fmax) <= 0 or self.steps < 0:
-            raise UserError("stability: width, floor and fmax must be above 0, and steps at least 0")
+        if min(self.width, self.floor, self.fmax, self.tolerance) <= 0 or self.steps < 0:
+            raise UserError("stability: width, floor, fmax and tolerance must be above 0, and steps at least 0")
+        if not 0 <= self.vacuum <= 20:
+            raise UserError(f"stability vacuum={self.vacuum}: must be between 0 and 20 Å")
+        if self.audit is not None and self.audit == self.energy:
+            raise UserError(f"stability audit={self.audit}: must be another potential than the one that is audited")
 
     def warm_up(self) -> None:
-        """Load the potential and its hull."""
+        """Load the potential and its hull, and those of the audit."""
+        self._judge()
+        self._auditor()
+
+    def _judge(self) -> tuple[Potential, Hull]:
         from rlgen.energies import load_potential
         from rlgen.hull import Hull
 
-        Hull.load(load_potential(self.energy).scale)
+        potential = load_potential(self.energy)
+        return potential, Hull.load(potential.scale, self.hull)
+
+    def _auditor(self) -> tuple[Potential, Hull] | None:
+        from rlgen.energies import load_potential
+        from rlgen.hull import Hull
+
+        if self.audit is None:
+            return None
+        potential = load_potential(self.audit)
+        return potential, Hull.load(potential.scale)
 
     def measure(self, structures: Sequence[Structure], conditions: Sequence[Condition]) -> np.ndarray:
         """Energies above the hull (B,) eV/atom, NaN where there is none."""
@@ -61,41 +96,95 @@ class Stability:
         self, structures: Sequence[Structure], conditions: Sequence[Condition]
     ) -> tuple[np.ndarray, list[str]]:
         """As `measure`, and for each crystal why it has no value ("" where it has one)."""
-        from rlgen.energies import load_potential
-        from rlgen.hull import Hull, HullError
-
-        potential = load_potential(self.energy)
-        hull = Hull.load(potential.scale)
+        potential, hull = self._judge()
         raw = np.full(len(structures), np.nan)
-        reasons = [""] * len(structures)
-        for i, (energy, error) in enumerate(self._energies(structures, potential)):
-            if error:
-                reasons[i] = error
-                continue
-            try:
-                above = hull.e_above_hull(structures[i].composition, energy, scale=potential.scale)
-            except HullError as problem:
-                reasons[i] = str(problem)
-                continue
-            if above < -self.floor:
-                reasons[i] = f"unphysical: {-above:.2f} eV/atom below the hull"
-            else:
-                raw[i] = above
+        reasons = [refuse(structure, self.closest, self.vacuum) for structure in structures]
+        sound = [i for i, reason in enumerate(reasons) if not reason]
+        judged: dict[int, Structure] = {}
+        found = self._energies([structures[i] for i in sound], potential)
+        for i, (energy, structure, error) in zip(sound, found, strict=True):
+            # What relaxes may fall apart, or together.
+            reasons[i] = error or (refuse(structure, self.closest, self.vacuum) if self.mode == "relax" else "")
+            if not reasons[i]:
+                raw[i], reasons[i] = _above(hull, structure, energy, potential.scale)
+            if raw[i] < -self.floor:
+                raw[i], reasons[i] = np.nan, f"low: {-raw[i]:.2f} eV/atom below the hull"
+            judged[i] = structure
+        self._hold_audit(raw, reasons, judged)
+        for reason in reasons:
+            if (kind := reason.partition(":")[0]) in GUARDS:
+                count(f"guard/{kind}")
         return raw, reasons
 
-    def _energies(self, structures: Sequence[Structure], potential: Potential) -> list[tuple[float, str]]:
-        """(energy in eV/atom, why there is none or "") of each crystal."""
+    def _energies(self, structures: Sequence[Structure], potential: Potential) -> list[tuple[float, Structure, str]]:
+        """(energy in eV/atom, the crystal that has it, why there is none or "") of each crystal."""
         from rlgen.energies import cache
         from rlgen.energies.relax import relax
 
         if self.mode == "relax":
             relaxed = cache.relaxations if self.cache else relax
             results = relaxed(structures, potential, fmax=self.fmax, steps=self.steps)
-            return [(result.energy, result.error or "") for result in results]
-        points = cache.single_points(structures, potential) if self.cache else potential.evaluate(structures, False)
-        return [(point.energy, point.error or "") for point in points]
+            limit = max(LEFT_FORCE if self.max_force is None else self.max_force, self.fmax)
+            return [
+                (result.energy, result.structure or structure, result.error or _too_strong(result.max_force, limit))
+                for structure, result in zip(structures, results, strict=True)
+            ]
+        found = []
+        points = self._points(structures, potential, self.max_force is not None)
+        for structure, point in zip(structures, points, strict=True):
+            strong = "" if self.max_force is None else _too_strong(_largest_force(point, structure), self.max_force)
+            found.append((point.energy, structure, point.error or strong))
+        return found
+
+    def _points(self, structures: Sequence[Structure], potential: Potential, forces: bool) -> list[PointResult]:
+        from rlgen.energies import cache
+
+        if self.cache:
+            return cache.single_points(structures, potential, forces=forces)
+        return potential.evaluate(structures, forces)
+
+    def _hold_audit(self, raw: np.ndarray, reasons: list[str], crystals: Mapping[int, Structure]) -> None:
+        """Let a second potential judge what would be paid: changes raw and reasons in place."""
+        auditor = self._auditor()
+        paid = [i for i in crystals if raw[i] < self.width]
+        if auditor is None or not paid:
+            return
+        potential, hull = auditor
+        points = self._points([crystals[i] for i in paid], potential, False)
+        for i, point in zip(paid, points, strict=True):
+            other, why = _above(hull, crystals[i], point.energy, potential.scale)
+            why = point.error or why
+            if why:
+                raw[i], reasons[i] = np.nan, f"audit: no energy by {self.audit} ({why})"
+            elif abs(other - raw[i]) > self.tolerance:
+                reasons[i] = f"audit: {raw[i]:.2f} eV/atom above the hull by {self.energy}, {other:.2f} by {self.audit}"
+                raw[i] = np.nan
+            else:
+                raw[i] = max(raw[i], other)
 
     def transform(self, raw: np.ndarray) -> np.ndarray:
         """(1 + cos(π x)) / 2 with x = raw / width clipped to [0, 1]; NaN stays NaN."""
         x = np.clip(np.asarray(raw, dtype=np.float64) / self.width, 0.0, 1.0)
         return (1 + np.cos(np.pi * x)) / 2
+
+
+def _above(hull: Hull, structure: Structure, energy: float, scale: str) -> tuple[float, str]:
+    """Energy above the hull (eV/atom), or NaN and why there is none."""
+    from rlgen.hull import HullError
+
+    try:
+        return hull.e_above_hull(structure.composition, energy, scale=scale), ""
+    except HullError as problem:
+        return float("nan"), str(problem)
+
+
+def _largest_force(point: PointResult, structure: Structure) -> float:
+    """In eV/Å, over the atoms and, as in a relaxation, over the cell: a hole's walls are steep in one or the other."""
+    if point.forces is None or point.stress is None:
+        return float("nan")
+    cell = structure.volume / len(structure) * (point.stress + point.stress.T) / 2
+    return float(np.linalg.norm(np.vstack([point.forces, cell]), axis=1).max())
+
+
+def _too_strong(force: float, limit: float) -> str:
+    return f"force: {force:.2f} eV/Å are left, over {limit:g}" if force > limit else ""

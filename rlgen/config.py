@@ -211,11 +211,24 @@ class EvaluateConfig:
     compare: str | None = None
     output: str | None = None
     energy: str = "auto"
+    hull: str | None = None
     data: str = "shipped"
     relax_steps: int = 100
     workers: int = 2
     ray: RayConfig = field(default_factory=RayConfig)
     seed: int = 0
+
+
+@dataclass
+class HullConfig:
+    """Settings of `python -m rlgen.hull`."""
+
+    energy: str = "auto"
+    data: str = "mp20"
+    splits: str = "train,val"
+    output: str | None = None
+    workers: int = 2
+    checkpoint_every: int = 512
 
 
 #: What a number may at least be, by the last part of its key; shares are also at most 1.
@@ -232,7 +245,8 @@ LEAST: dict[str, float] = (
 SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "ema", "clip_low", "off_prompt", "min_score",
           "slower", "replay.fraction", "prompts.space_group", "prompts.n_atoms", "prompts.element")
 
-SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig}
+SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig,
+           "hull": HullConfig}
 #: What a resumed run may be given anew without more ado: it changes how a run goes, not what it learns.
 FREE = {"pretrain": ("checkpoint_every", "sample_every", "samples"),
         "finetune": ("steps", "workers", "checkpoint_every", "evaluate", "relax_steps", "judge", "ray.address",

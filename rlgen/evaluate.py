@@ -20,8 +20,9 @@ def run(config: Any) -> None:
     for path in filter(None, (config.compare, config.input)):
         read = samples.read(path)
         print(f"judging {len(read.crystals)} samples of {path}")
-        found[str(path)] = evaluate(read.crystals, energy=energy, reference=known, steps=config.relax_steps,
-                                    workers=config.workers, ray=RayConfig(**plain(config.ray)), seed=config.seed)
+        found[str(path)] = evaluate(read.crystals, energy=energy, hull=config.hull, reference=known,
+                                    steps=config.relax_steps, workers=config.workers,
+                                    ray=RayConfig(**plain(config.ray)), seed=config.seed)
     Console().print(table(found))
     if config.output:
         output = Path(config.output)

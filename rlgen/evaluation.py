@@ -60,6 +60,7 @@ def evaluate(
     *,
     energy: str,
     reference: str,
+    hull: str | None = None,
     relax: bool = True,
     fmax: float = 0.1,
     steps: int = 50,
@@ -70,17 +71,17 @@ def evaluate(
 ) -> Evaluation:
     """Judge B samples with a potential and its hull, against a novelty reference.
 
-    energy: the judging potential, which should not be the one that rewarded. relax: to forces below fmax (eV/Å) in at
-    most `steps` FIRE steps; without it the energies as written decide. workers, ray: as of `RewardPool`. seed: of the
-    bootstrap.
+    energy: the judging potential, which should not be the one that rewarded. hull: its hull's file, None: the one of
+    its scale. relax: to forces below fmax (eV/Å) in at most `steps` FIRE steps; without it the energies as written
+    decide. workers, ray: as of `RewardPool`. seed: of the bootstrap.
     """
     if not crystals:
         raise UserError("there are no samples to evaluate")
-    notes = _judges(energy, reference)
+    notes = _judges(energy, hull, reference)
     notes |= {"samples": len(crystals), "relaxed": relax, "fmax": fmax, "steps": steps}
-    rewards: list[Reward] = [Novelty(reference), WrittenStability(energy=energy, mode="single_point")]
+    rewards: list[Reward] = [Novelty(reference), WrittenStability(energy=energy, hull=hull, mode="single_point")]
     if relax:
-        rewards.append(Stability(energy=energy, mode="relax", fmax=fmax, steps=steps))
+        rewards.append(Stability(energy=energy, hull=hull, mode="relax", fmax=fmax, steps=steps))
     scored = _score(crystals, rewards, workers, ray, progress)
     scored["e_above_hull"] = scored["stability"] if relax else scored["stability_written"]
     judged = pd.DataFrame(
@@ -114,17 +115,14 @@ class WrittenStability(Stability):
     name: ClassVar[str] = "stability_written"
 
 
-def _judges(energy: str, reference: str) -> dict[str, Any]:
+def _judges(energy: str, hull: str | None, reference: str) -> dict[str, Any]:
     """What judges, in words; a wrong name is found here, before any work is done."""
     from rlgen.energies import load_potential
-    from rlgen.hull import Hull, HullError
+    from rlgen.hull import Hull
 
-    potential = load_potential(energy)
-    try:
-        Hull.load(potential.scale)
-    except HullError as error:
-        raise UserError(str(error)) from error
-    return {"scale": potential.scale, "reference": reference, "novelty": Reference.load(reference).method}
+    scale = load_potential(energy).scale
+    found = str(Hull.load(scale, hull))
+    return {"scale": scale, "hull": found, "reference": reference, "novelty": Reference.load(reference).method}
 
 
 def _score(

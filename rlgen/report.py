@@ -84,8 +84,10 @@ def notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
 
 
 def _energy_note(one: Evaluation) -> str:
-    how = f"relaxed, fmax {one.notes['fmax']:g} eV/Å, at most {one.notes['steps']} steps"
-    return f"{one.notes['scale']} and its hull; crystals {how if one.notes['relaxed'] else 'as written, not relaxed'}"
+    how = "as written, not relaxed"
+    if one.notes["relaxed"]:
+        how = f"relaxed, fmax {one.notes['fmax']:g} eV/Å, at most {one.notes['steps']} steps"
+    return f"{one.notes['scale']} and a hull of {one.notes['hull']}; crystals {how}"
 
 
 def _each(what: str, evaluations: Mapping[str, Evaluation], say: Callable[[Evaluation], str]) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
+from rewards.guards import GUARDS
 from rlgen import samples
 from rlgen.types import CrystalError, RewardBreakdown, UserError
 
@@ -172,6 +173,8 @@ def breakdown_scalars(breakdown: RewardBreakdown) -> dict[str, float]:
     for k, name in enumerate(breakdown.names):
         scalars[f"reward/{name}"] = _mean(breakdown.score[:, k])
         scalars[f"reward/{name}_raw"] = _mean(breakdown.raw[:, k])
+    if "stability" in breakdown.names:  # a guard that refused nothing is 0, not a gap in the curve
+        scalars |= {f"guard/{guard}": 0.0 for guard in GUARDS}
     counted = breakdown.counters
     hits, misses = counted.get("cache_hits", 0), counted.get("cache_misses", 0)
     if hits + misses:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ENTRY_POINTS = {f"rlgen.{verb}" for verb in ("pretrain", "finetune", "sample", "evaluate")}
+ENTRY_POINTS = {f"rlgen.{verb}" for verb in ("pretrain", "finetune", "sample", "evaluate", "hull.__main__")}
 #: A module may import those of its own level and below. The longest prefix counts; other modules of rlgen are parts
 #: that entry points share.
 LEVELS = {
@@ -26,7 +26,8 @@ LEVELS = {
     "policies": 2,
     "rewards": 2,
     "rlgen": 3,
-    **dict.fromkeys(ENTRY_POINTS | {"rlgen.build_hull", "rlgen.build_reference"}, 4),
+    "rlgen.hull.build": 3,
+    **dict.fromkeys(ENTRY_POINTS | {"rlgen.build_reference"}, 4),
 }
 OURS = ("rlgen", "policies", "rewards")
 

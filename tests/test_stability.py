@@ -6,16 +6,25 @@ import dataclasses
 
 import numpy as np
 import pytest
-from pymatgen.core import Composition, Lattice, Structure
+from pymatgen.core import Lattice, Structure
 
 from rewards.base import Reward
+from rewards.guards import GUARDS, refuse
 from rewards.stability import Stability
-from rlgen.energies import known, load_potential
+from rlgen import counters
+from rlgen.energies import PointResult, known, weights
+from rlgen.energies.elements import candidates
+from rlgen.energies.relax import Relaxation
 from rlgen.hull import Hull
+from rlgen.reward_pool import RewardPool
+from rlgen.tracking import breakdown_scalars
 from rlgen.types import UserError
 
 BROKEN = Structure(Lattice.cubic(20), ["Na"], [[0, 0, 0]])
 NO_HULL = Structure(Lattice.cubic(4), ["Po"], [[0, 0, 0]])
+
+#: Atoms along the edges of a cube.
+FRAME = [[0, 0, 0], *(np.eye(3) / 3), *(np.eye(3) * 2 / 3)]
 
 
 @pytest.fixture
@@ -58,7 +67,7 @@ def test_measures_real_crystals_and_names_failures(mode):
     assert raw.shape == (5,)
     assert reward.transform(raw)[[0, 2]] == pytest.approx(1, abs=0.05)
     assert np.isnan(raw[[1, 3]]).all()
-    assert reasons[1].startswith("isolated") and "Po" in reasons[3]
+    assert reasons[1].startswith("fragments") and "Po" in reasons[3]
     assert [reason == "" for reason in reasons] == [True, False, True, False, True]
     if mode == "relax":
         assert raw[4] == pytest.approx(raw[0], abs=0.005)
@@ -67,13 +76,156 @@ def test_measures_real_crystals_and_names_failures(mode):
     np.testing.assert_array_equal(reward.measure(crystals, [{}] * len(crystals)), raw)
 
 
-def test_a_hole_in_the_potential_is_not_paid(reward, monkeypatch):
-    potential = load_potential("chgnet")
-    low = Hull.load(potential.scale).hull_energy(Composition("NaCl")) - 0.8
-    monkeypatch.setattr(Stability, "_energies", lambda self, structures, potential: [(low, ""), (low + 0.5, "")])
-    raw, reasons = reward.measure_with_reasons([known.cell("NaCl")] * 2, [{}, {}])
-    assert np.isnan(raw[0]) and reasons[0].startswith("unphysical")
-    assert raw[1] == pytest.approx(-0.3) and reasons[1] == ""
+class Oracle:
+    """A potential that says what it is told; `table`: formula -> energy above the toy hull (eV/atom) or an error."""
+
+    name, elements, allow_isolated = "oracle", frozenset({"Na", "Cl"}), False
+
+    def __init__(self, table, force=0.0, pressure=0.0, scale="oracle"):
+        self.table, self.force, self.pressure, self.scale = table, force, pressure, scale
+
+    def evaluate(self, structures, forces=True):
+        points = []
+        for structure in structures:
+            said = self.table[structure.composition.reduced_formula]
+            arrays = (np.full((len(structure), 3), self.force / np.sqrt(3)), np.eye(3) * self.pressure)
+            points.append(PointResult.failed(said) if isinstance(said, str) else
+                          PointResult(said - 3.5, *(arrays if forces else ())))  # fmt: skip
+        return points
+
+
+def guarded(monkeypatch, potential, auditor=None, **parameters):
+    """The stability reward with potentials that are made up, on a hull where NaCl has -3.5 and the elements -1."""
+    hull = {p.scale: Hull(p.scale, {"Na": -1.0, "Cl2": -1.0, "NaCl": -3.5}) for p in (potential, auditor) if p}
+    monkeypatch.setattr(Stability, "_judge", lambda self: (potential, hull[potential.scale]))
+    monkeypatch.setattr(Stability, "_auditor", lambda self: auditor and (auditor, hull[auditor.scale]))
+    return Stability(energy="oracle", audit="other" if auditor else None, cache=False, **parameters)
+
+
+def refused(reward, structure) -> str:
+    """The guard that refuses a crystal: it earns nothing, its reason begins with the guard's name, it is counted."""
+    counters.drain()
+    raw, reasons = reward.measure_with_reasons([structure], [{}])
+    counted = {name.removeprefix("guard/"): n for name, n in counters.drain().items()}
+    kind = reasons[0].partition(":")[0]
+    assert counted == ({kind: 1} if kind else {})
+    assert np.isnan(raw[0]) == bool(kind) and np.isnan(reward.transform(raw)[0]) == bool(kind)
+    return kind
+
+
+SALT = known.cell("NaCl")
+
+
+def test_far_below_the_hull_is_a_hole(monkeypatch):
+    assert refused(guarded(monkeypatch, Oracle({"NaCl": -0.8})), SALT) == "low"
+    assert refused(guarded(monkeypatch, Oracle({"NaCl": -0.4})), SALT) == ""
+    assert refused(guarded(monkeypatch, Oracle({"NaCl": -0.4}), floor=0.3), SALT) == "low"
+
+
+def test_strong_forces_are_refused_where_they_are_asked_for(monkeypatch):
+    for strong in ({"force": 3.0}, {"pressure": 0.2}):  # eV/Å, eV/Å³: on the atoms, or on the cell alone
+        assert refused(guarded(monkeypatch, Oracle({"NaCl": 0.0}, **strong)), SALT) == ""
+        assert refused(guarded(monkeypatch, Oracle({"NaCl": 0.0}, **strong), max_force=2.0), SALT) == "force"
+    assert refused(guarded(monkeypatch, Oracle({"NaCl": 0.0}, force=1.9), max_force=2.0), SALT) == ""
+
+
+def test_what_does_not_relax_is_refused(monkeypatch):
+    def relaxed(max_force=0.05, error=None, structure=SALT):
+        result = Relaxation(-3.5, -3.0, structure, 50, max_force < 0.1, max_force, "oracle", error)
+        monkeypatch.setattr("rlgen.energies.relax.relax", lambda structures, *args, **kwargs: [result])
+        return refused(guarded(monkeypatch, Oracle({}), mode="relax"), SALT)
+
+    assert relaxed() == "" and relaxed(0.9) == ""
+    assert relaxed(1.1) == "force"
+    assert relaxed(error="volume: changed to 2.60 of the first") == "volume"
+    apart = Structure(Lattice.orthorhombic(5.64, 5.64, 30), SALT.species, SALT.cart_coords, coords_are_cartesian=True)
+    assert relaxed(structure=apart) == "fragments"
+
+
+def test_a_second_potential_must_agree(monkeypatch):
+    def audited(first, second):
+        reward = guarded(monkeypatch, Oracle({"NaCl": first}), Oracle({"NaCl": second}, scale="other"))
+        raw, reasons = reward.measure_with_reasons([SALT], [{}])
+        return refused(reward, SALT), raw[0], reasons[0]
+
+    assert audited(-0.1, 0.2)[:2] == ("", pytest.approx(0.2))  # the higher counts
+    assert audited(0.2, -0.1)[:2] == ("", pytest.approx(0.2))
+    kind, _, reason = audited(-0.1, 0.7)
+    assert kind == "audit" and reason == "audit: -0.10 eV/atom above the hull by oracle, 0.70 by other"
+    assert audited(0.0, "element: Na unknown to other")[0] == "audit"
+    assert audited(0.6, -3.0)[:2] == ("", pytest.approx(0.6))  # would not be paid: not worth the audit's time
+
+
+@pytest.mark.parametrize(
+    ("structure", "guard"),
+    [
+        (Structure(Lattice.cubic(5), ["Na", "Cl"], [[0, 0, 0], [0, 0, 0.3]]), "close"),
+        (Structure(Lattice.cubic(20), ["Na"], [[0, 0, 0]]), "fragments"),
+        (Structure(Lattice.orthorhombic(3.6, 3.6, 12), ["Na"], [[0, 0, 0]]), "fragments"),  # layers
+        (Structure(Lattice.orthorhombic(3.6, 12, 12), ["Na"], [[0, 0, 0]]), "fragments"),  # chains
+        (Structure(Lattice.cubic(12), ["Na", "Cl"], [[0, 0, 0], [0.2, 0, 0]]), "fragments"),  # molecules
+        (Structure(Lattice.cubic(14), ["Na"] * 8, [*FRAME, [0.5, 0.5, 0.5]]), "fragments"),  # an atom in a cage
+    ],
+)
+def test_geometry_is_refused_before_any_energy(monkeypatch, structure, guard):
+    assert refused(guarded(monkeypatch, Oracle({})), structure) == guard
+
+
+def test_kinds_of_the_potentials_own_are_counted(monkeypatch):
+    for guard in ("overlap", "dense", "flat", "isolated"):
+        assert guard in GUARDS and refused(guarded(monkeypatch, Oracle({"NaCl": f"{guard}: so"})), SALT) == guard
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        Structure.from_spacegroup(
+            "P6_3/mmc", Lattice.hexagonal(2.46, 6.71), ["C", "C"], [[0, 0, 0.25], [1/3, 2/3, 0.25]]
+        ),
+        Structure.from_spacegroup(
+            "P6_3/mmc", Lattice.hexagonal(3.16, 12.3), ["Mo", "S"], [[1/3, 2/3, 0.25], [1/3, 2/3, 0.621]]
+        ),
+        Structure.from_spacegroup("Pa-3", Lattice.cubic(5.66), ["N"], [[0.056] * 3]),  # molecules
+        Structure.from_spacegroup("Fm-3m", Lattice.cubic(6.2), ["Xe"], [[0, 0, 0]]),
+        Structure.from_spacegroup("Im-3m", Lattice.cubic(6.14), ["Cs"], [[0, 0, 0]]),
+    ],
+    ids=["graphite", "MoS2", "nitrogen", "xenon", "caesium"],
+)  # fmt: skip
+def test_real_layers_and_molecules_are_crystals(structure):
+    assert refuse(structure, 0.6, 3.5) == ""
+    structure.make_supercell([[1, 0, 0], [7, 1, 0], [0, 0, 1]])  # a bad choice of the same cell
+    assert refuse(structure, 0.6, 3.5) == ""
+
+
+def test_an_adversarial_batch_earns_nothing_and_says_why(monkeypatch):
+    reward = guarded(monkeypatch, Oracle({"NaCl": -0.8, "Na": 2.5}))
+    batch = [SALT, Structure(Lattice.orthorhombic(3.6, 3.6, 12), ["Na"], [[0, 0, 0]])]
+    sodium = Structure.from_spacegroup("Im-3m", Lattice.cubic(4.2), ["Na"], [[0, 0, 0]])
+    with RewardPool([reward], "stability", workers=0) as pool:
+        scored = pool.score([*batch, sodium])
+        scalars = breakdown_scalars(scored)
+        assert scored.total.tolist() == [0, 0, 1] and scored.status.tolist() == ["failed", "failed", "ok"]
+        assert [reason.split(":")[1].strip() for reason in scored.reason[:2]] == ["low", "fragments"]
+        assert {name: scalars[f"guard/{name}"] for name in GUARDS} == dict.fromkeys(GUARDS, 0) | {
+            "low": 1, "fragments": 1
+        }  # fmt: skip
+        assert sum(breakdown_scalars(pool.score([sodium]))[f"guard/{name}"] for name in GUARDS) == 0
+
+
+def test_known_holes_of_m3gnet_earn_nothing():
+    """A15 and diamond niobium, which M3GNet has eV below bcc."""
+    if weights.m3gnet_folder() is None:
+        pytest.skip("M3GNet's weights are not here: set RLGEN_MODELS")
+    kinds = {kind: structures for kind, structures in candidates("Nb") if kind in ("A15", "diamond")}
+    reward = Stability(energy="m3gnet")
+    potential, hull = reward._judge()
+    for kind, structures in kinds.items():
+        energies = [p.energy for p in potential.evaluate(structures, forces=False)]
+        deepest = structures[int(np.nanargmin(energies))]
+        if kind == "diamond":
+            assert hull.e_above_hull(deepest.composition, min(energies), scale=potential.scale) < -1
+            assert refused(reward, deepest) == "low"
+        assert refused(dataclasses.replace(reward, mode="relax", steps=40), deepest) in {"low", "volume", "force"}
 
 
 def test_bad_parameters_are_named():
@@ -81,3 +233,7 @@ def test_bad_parameters_are_named():
         Stability(mode="relaxed")
     with pytest.raises(UserError, match="width"):
         Stability(width=0)
+    with pytest.raises(UserError, match="vacuum"):
+        Stability(vacuum=1e9)
+    with pytest.raises(UserError, match="another potential"):
+        Stability(energy="chgnet", audit="chgnet")
