@@ -214,7 +214,7 @@ def test_an_adversarial_batch_earns_nothing_and_says_why(monkeypatch):
 
 def test_known_holes_of_m3gnet_earn_nothing():
     """A15 and diamond niobium, which M3GNet has eV below bcc."""
-    if weights.m3gnet_folder() is None:
+    if weights.folder_of(weights.M3GNET) is None:
         pytest.skip("M3GNet's weights are not here: set RLGEN_MODELS")
     kinds = {kind: structures for kind, structures in candidates("Nb") if kind in ("A15", "diamond")}
     reward = Stability(energy="m3gnet")
