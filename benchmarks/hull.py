@@ -47,7 +47,8 @@ def agreement(hull: Hull, count: int) -> None:
             composition = Composition(dict(zip(symbols, amounts, strict=True)))
             differences.append(abs(hull.hull_energy(composition) - diagram.get_hull_energy_per_atom(composition)))
     print(f"{count} chemical systems, {len(differences):,} compositions: largest difference {max(differences):.1e} "
-          f"eV/atom; {len(members):,} members of the hull at most {max(members):.1e} from 0; no reference below {lowest:.1e}")
+          f"eV/atom; {len(members):,} members of the hull at most {max(members):.1e} from 0, "
+          f"no reference below {lowest:.1e}")
 
 
 def speed(hull: Hull, count: int, compared: int) -> None:
