@@ -228,6 +228,7 @@ class HullConfig:
     splits: str = "train,val"
     output: str | None = None
     workers: int = 2
+    ray: RayConfig = field(default_factory=RayConfig)
     checkpoint_every: int = 512
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from rlgen import energies
-from rlgen.config import main
+from rlgen.config import RayConfig, main, plain
 from rlgen.hull import built, shipped_scales
 from rlgen.hull.build import build
 
 
 def run(config: Any) -> None:
     energy = energies.resolve(config.energy)
-    path = build(energy, config.data, config.splits, config.output, config.workers, config.checkpoint_every)
+    ray = RayConfig(**plain(config.ray))
+    path = build(energy, config.data, config.splits, config.output, config.workers, ray, config.checkpoint_every)
     scale = energies.load_potential(energy).scale
     found = path == built(scale) and scale not in shipped_scales()
     print(f"taken for {energy} where no other is named" if found else

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pymatgen.core import Composition, Element, Structure
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rlgen.config import RayConfig
 from rlgen.data import Record, cache_dir, load
 from rlgen.data.cache import write_aside
 from rlgen.energies import load_potential
@@ -93,7 +94,7 @@ def key_of(record: Record) -> str:
 
 
 def evaluated(
-    records: Sequence[Record], source: str, energy: str, pieces: Pieces, workers: int, every: int
+    records: Sequence[Record], source: str, energy: str, pieces: Pieces, workers: int, ray: RayConfig, every: int
 ) -> tuple[list[Reference], list[str]]:
     """The references of a data set's crystals, and why others have none; saves after `every` crystals."""
     wanted = {key_of(record): record for record in records}
@@ -103,7 +104,7 @@ def evaluated(
     print(f"{len(records):,} crystals, {len(wanted) - len(todo):,} energies are there already")
     failures: list[str] = []
     if todo:
-        with RewardPool([PointEnergy(energy)], "energy", workers=workers, chunk=16) as pool, _bar() as bar:
+        with RewardPool([PointEnergy(energy)], "energy", workers=workers, ray=ray) as pool, _bar() as bar:
             task = bar.add_task("energies", total=len(todo))
             for start in range(0, len(todo), every):
                 piece = todo[start : start + every]
@@ -165,7 +166,7 @@ def write(path: Path, scale: str, references: Sequence[Reference], provenance: M
     return len(rows)
 
 
-def build(energy: str, data: str, splits: str, output: str | None, workers: int, every: int) -> Path:
+def build(energy: str, data: str, splits: str, output: str | None, workers: int, ray: RayConfig, every: int) -> Path:
     """Evaluates, adds missing elements, writes; returns the file written."""
     scale = load_potential(energy).scale
     dataset = load(data)
@@ -174,7 +175,7 @@ def build(energy: str, data: str, splits: str, output: str | None, workers: int,
         raise UserError(f"splits={splits}: {dataset.name} has {', '.join(dataset.splits)}")
     records = [record for name in names for record in dataset.splits[name]]
     pieces = Pieces(cache_dir() / "hull" / Path(file_name(scale)).stem)
-    references, failures = evaluated(records, dataset.name, energy, pieces, workers, every)
+    references, failures = evaluated(records, dataset.name, energy, pieces, workers, ray, every)
     if not references:
         raise UserError(f"data={data}: no crystal has an energy of {scale}; the first: {failures[0]}")
     made = list(made_elements(references, energy, pieces))
