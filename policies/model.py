@@ -231,16 +231,25 @@ class CrystalPolicy(PreTrainedModel):
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         return CausalLMOutput(loss=loss, logits=logits)
 
+    def before_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Last hidden states (B, T - P, D) that the tokens after the prompt of P tokens are drawn from."""
+        return self.hidden(input_ids[:, :-1])[:, self.representation.prompt_length - 1 :]
+
     def token_logprobs(self, input_ids: torch.Tensor, temperature: float = 1.0,
-                       conditions: Sequence[Condition] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+                       conditions: Sequence[Condition] | None = None, *, legal: torch.Tensor | None = None,
+                       hidden: torch.Tensor | None = None, train_entropy: bool = False
+                       ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities and entropies (nats), both (B, T - P), of the tokens after the prompt of P tokens.
 
-        Conditions (B) are those of the rollout: what they ask of the grammar is part of the distribution.
+        Conditions (B) are those of the rollout: what they ask of the grammar is part of the distribution. Who has the
+        grammar's masks of ids[:, :-1] or the hidden states `before_tokens` already may give them. Entropies have a
+        gradient only with `train_entropy`, as it costs memory and time.
         """
-        p = self.representation.prompt_length
-        hidden = self.hidden(input_ids[:, :-1])[:, p - 1 :]
-        legal = self.representation.masks(input_ids[:, :-1], conditions)
+        if hidden is None:
+            hidden = self.before_tokens(input_ids)
+        if legal is None:
+            legal = self.representation.masks(input_ids[:, :-1], conditions)
         logp = self.head(hidden, legal, temperature).log_softmax(-1)
-        known = logp.detach()  # entropy is watched, not trained
+        known = logp if train_entropy else logp.detach()
         entropy = -(known.exp() * known.masked_fill(~legal, 0.0)).sum(-1)
-        return logp.gather(2, input_ids[:, p:, None])[..., 0], entropy
+        return logp.gather(2, input_ids[:, self.representation.prompt_length :, None])[..., 0], entropy

@@ -70,14 +70,25 @@ class AlgorithmConfig:
     name: str = "grpo"
     group_size: int = 8
     scale_rewards: str = "none"
-    epochs: int = 1
+    loss_type: str = "dapo"
+    importance_sampling_level: str = "token"
+    num_iterations: int = 1
     minibatch: int = 128
     learning_rate: float = 2e-4
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    kl: float = 0.02
+    epsilon: float = 0.2
+    epsilon_high: float = 0.28
+    beta: float = 0.02
+    beta_by_kind: dict[str, float] = field(default_factory=dict)
+    use_bias_correction_kl: bool = False
+    target_kl: float | None = None
+    entropy_coef: float = 0.0
+    entropy_by_kind: dict[str, float] = field(default_factory=dict)
     max_grad_norm: float = 1.0
     temperature: float = 1.0
+    gamma: float = 1.0
+    lam: float = 0.95
+    cliprange_value: float = 0.2
+    value_learning_rate: float = 1e-3
     trl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -234,17 +245,18 @@ class HullConfig:
 
 #: What a number may at least be, by the last part of its key; shares are also at most 1.
 LEAST: dict[str, float] = (
-    dict.fromkeys(("steps", "batch", "minibatch", "epochs", "n", "evaluate_every", "checkpoint_every", "patience",
-                   "samples", "draws", "bucket", "window", "rows", "size", "per_prototype", "age", "chunk",
-                   "hidden_size", "layers", "heads", "intermediate_size"), 1)
+    dict.fromkeys(("steps", "batch", "minibatch", "num_iterations", "group_size", "n", "evaluate_every",
+                   "checkpoint_every", "patience", "samples", "draws", "bucket", "window", "rows", "size",
+                   "per_prototype", "age", "chunk", "hidden_size", "layers", "heads", "intermediate_size"), 1)
     | dict.fromkeys(("seed", "threads", "workers", "warmup", "sample_every", "evaluate", "learning_rate",
-                     "weight_decay", "max_grad_norm", "relax_steps", "kl", "lora_rank", "lora_alpha", "power",
-                     "quota", "memory_mb", "cpus_per_worker", "gpus_per_worker"), 0)
-    | {"group_size": 2, "temperature": 1e-3, "timeout_s": 0.1, "start_timeout_s": 0.1}
+                     "value_learning_rate", "weight_decay", "max_grad_norm", "relax_steps", "epsilon_high", "beta",
+                     "entropy_coef", "lora_rank", "lora_alpha", "power", "quota", "memory_mb", "cpus_per_worker",
+                     "gpus_per_worker"), 0)
+    | {"temperature": 1e-3, "target_kl": 1e-6, "cliprange_value": 1e-6, "timeout_s": 0.1, "start_timeout_s": 0.1}
 )
 #: By the last part of a key, or by all of it.
-SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "ema", "clip_low", "off_prompt", "min_score",
-          "slower", "replay.fraction", "prompts.space_group", "prompts.n_atoms", "prompts.element")
+SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "ema", "epsilon", "gamma", "lam", "off_prompt",
+          "min_score", "slower", "replay.fraction", "prompts.space_group", "prompts.n_atoms", "prompts.element")
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig,
            "hull": HullConfig}
@@ -419,7 +431,7 @@ def _complete(verb: str, config: Any) -> Any:
         raise UserError(f"{', '.join(missing)} must be given: python -m rlgen.{verb} {missing[0]}=…")
     for key in known_keys(verb):
         value, name = OmegaConf.select(config, key), key.rpartition(".")[2]
-        if name in LEAST and not value >= LEAST[name]:  # not "<": NaN is refused too
+        if name in LEAST and value is not None and not value >= LEAST[name]:  # not "<": NaN is refused too
             raise UserError(f"{key}={value}: must be at least {LEAST[name]}")
         if (name in SHARES or key in SHARES) and not 0 <= value <= 1:
             raise UserError(f"{key}={value}: must be between 0 and 1")

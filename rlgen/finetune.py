@@ -35,12 +35,9 @@ from rlgen.types import UserError
 def run(config: Any) -> None:
     changes, going_on = changes_of("finetune", config), config.resume is not None
     config, last = resumed(config)
-    if config.batch % config.algorithm.group_size:
-        raise UserError(f"batch={config.batch} is no multiple of algorithm.group_size={config.algorithm.group_size}")
+    algorithms.check(config)
     if config.replay.rows >= config.algorithm.group_size:
         raise UserError(f"replay.rows={config.replay.rows} must leave room in groups of {config.algorithm.group_size}")
-    if config.algorithm.scale_rewards not in ("group", "none"):
-        raise UserError(f"algorithm.scale_rewards={config.algorithm.scale_rewards}; known: group, none")
     resolve_energies(config)
     output, started = Path(config.output), time.monotonic()
     policy, prompts = CrystalPolicy.load(config.policy, config.representation)

@@ -7,7 +7,6 @@ import csv
 import json
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from conftest import CRYSTALS, random_conditions
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from toy_learning import settings
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -214,16 +214,10 @@ def test_pretraining_lowers_the_loss_and_changes_adapters_alone(path, tmp_path):
     assert "hidden_size" not in (tmp_path / "run/policy/README.md").read_text()
 
 
-def settings(**changes):
-    base = {"scale_rewards": "group", "epochs": 1, "minibatch": 1000, "learning_rate": 1e-2, "clip_low": 0.2,
-            "clip_high": 0.28, "kl": 0.1, "max_grad_norm": 1.0}  # fmt: skip
-    return SimpleNamespace(**(base | changes))
-
-
 def test_an_update_of_grpo(path, tmp_path):
     policy = policy_of(path)
     before, adapters = frozen(policy), policy.state_dict()["model.base_model.model.lm_head.weight"].clone()
-    learner = GRPO(policy, settings(), Accelerator(cpu=True))
+    learner = GRPO(policy, settings(learning_rate=1e-2, beta=0.1), Accelerator(cpu=True))
     rollout = draw(policy, [c for c in CONDITIONS for _ in range(4)], group=[i // 4 for i in range(16)])
     rewards = rollout.mask.sum(1).numpy() / rollout.mask.shape[1]
     first = learner.update(rollout, rewards, np.random.default_rng(0))
@@ -235,7 +229,7 @@ def test_an_update_of_grpo(path, tmp_path):
     learner.save(tmp_path)
     moved, _ = policy.token_logprobs(rollout.ids)
     other = policy_of(path, trained=False)
-    again = GRPO(other, settings(), Accelerator(cpu=True))
+    again = GRPO(other, settings(learning_rate=1e-2, beta=0.1), Accelerator(cpu=True))
     again.load(tmp_path)
     assert torch.equal(other.token_logprobs(rollout.ids)[0], moved)
 
@@ -243,7 +237,7 @@ def test_an_update_of_grpo(path, tmp_path):
 def test_all_weights_can_be_trained(path, tmp_path):
     policy = policy_of(path, lora_rank=0)
     before = frozen(policy)
-    learner = GRPO(policy, settings(), Accelerator(cpu=True))
+    learner = GRPO(policy, settings(learning_rate=1e-2, beta=0.1), Accelerator(cpu=True))
     rollout = draw(policy, CONDITIONS * 2, group=[i % 4 for i in range(8)])
     learner.update(rollout, rollout.mask.sum(1).double().numpy(), np.random.default_rng(0))
     assert all(not torch.equal(before[k], v) for k, v in frozen(policy).items())

@@ -1,21 +1,47 @@
-"""How rewards become updates of the policy: `make` gives a learner of ours; `trl` is TRL's GRPOTrainer."""
+"""How rewards become updates of the policy: GRPO, RLOO and PPO in a loop of our own, and TRL's GRPOTrainer."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlgen.types import UserError
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def make(config: Any, policy: Any, accelerator: Any) -> Any:
-    """The learner that `algorithm.name` names, around a policy that it moves to the accelerator's device.
+    from policies.model import CrystalPolicy
+    from rlgen.algorithms.learner import Learner
 
-    It offers `policy`, `update(rollout, rewards, rng) -> scalars`, `save(folder)`, `load(folder)` and
-    `scale_learning_rate(factor)`. UserError for an unknown name.
-    """
-    from rlgen.algorithms.grpo import GRPO
+NAMES = ("grpo", "rloo", "ppo", "trl")
 
-    learners = {"grpo": GRPO}
-    if config.name not in learners:
-        raise UserError(f"unknown algorithm.name={config.name}; known: {', '.join(learners)}, trl")
+
+def check(config: Any) -> None:
+    """UserError for settings of fine-tuning (`batch` and `algorithm`) that cannot be meant."""
+    from rlgen.algorithms.losses import LEVELS, LOSS_TYPES, SCALES
+
+    c = config.algorithm
+    for key, known in (("name", NAMES), ("scale_rewards", SCALES), ("loss_type", LOSS_TYPES),
+                       ("importance_sampling_level", LEVELS)):
+        if c[key] not in known:
+            raise UserError(f"algorithm.{key}={c[key]}; known: {', '.join(known)}")
+    if c.name != "ppo" and c.group_size < 2:
+        raise UserError(f"algorithm.group_size={c.group_size}: must be at least 2, as {c.name} compares the samples of "
+                        "a group with each other")
+    if c.name == "ppo" and c.scale_rewards == "group":
+        raise UserError("algorithm.scale_rewards=group: ppo compares no groups; known for it: batch, none")
+    if config.batch % c.group_size:
+        raise UserError(f"batch={config.batch} is no multiple of algorithm.group_size={c.group_size}")
+    if c.target_kl is not None and not (c.beta or c.beta_by_kind):
+        raise UserError(f"algorithm.target_kl={c.target_kl} steers the weight of the KL, but algorithm.beta is 0")
+    ours = [key for key in ("target_kl", "beta_by_kind", "entropy_by_kind") if c[key]]
+    if c.name == "trl" and ours:
+        raise UserError(f"algorithm.{ours[0]} is not known to TRL; algorithm=grpo, rloo and ppo have it")
+
+
+def make(config: Any, policy: CrystalPolicy, accelerator: Accelerator) -> Learner:
+    """The learner that `algorithm.name` names, from the settings below `algorithm`."""
+    from rlgen.algorithms.grpo import GRPO, RLOO
+    from rlgen.algorithms.ppo import PPO
+
+    learners: dict[str, type[GRPO] | type[RLOO] | type[PPO]] = {"grpo": GRPO, "rloo": RLOO, "ppo": PPO}
     return learners[config.name](policy, config, accelerator)

@@ -45,19 +45,20 @@ def arguments(config: Any, policy: CrystalPolicy) -> Any:
     settings: dict[str, Any] = {
         "output_dir": str(Path(config.output) / "trl"), "max_steps": config.steps, "seed": config.seed,
         "per_device_train_batch_size": config.batch, "steps_per_generation": 1, "gradient_accumulation_steps": 1,
-        "num_generations": c.group_size, "num_iterations": c.epochs,
-        "loss_type": "dapo", "scale_rewards": c.scale_rewards,
-        "epsilon": c.clip_low, "epsilon_high": c.clip_high, "temperature": c.temperature,
+        "num_generations": c.group_size, "num_iterations": c.num_iterations, "loss_type": c.loss_type,
+        "scale_rewards": c.scale_rewards, "importance_sampling_level": c.importance_sampling_level,
+        "epsilon": c.epsilon, "epsilon_high": c.epsilon_high, "temperature": c.temperature,
         "learning_rate": c.learning_rate, "lr_scheduler_type": "constant", "adam_beta2": 0.99, "weight_decay": 0.0,
-        "max_grad_norm": c.max_grad_norm, "use_bias_correction_kl": False,
-        "max_completion_length": policy.representation.max_length,
+        "max_grad_norm": c.max_grad_norm, "use_bias_correction_kl": c.use_bias_correction_kl,
+        "entropy_coef": c.entropy_coef,
+        "max_completion_length": policy.representation.max_length - policy.representation.prompt_length,
         "disable_dropout": True, "gradient_checkpointing": False, "bf16": False, "save_strategy": "no",
         "logging_steps": 1, "report_to": [], "disable_tqdm": True, "remove_unused_columns": False,
         "use_cpu": device_of(config.device).type == "cpu",
     }
     settings |= plain(c.trl)
     if "beta" in settings:
-        raise UserError("algorithm.trl.beta: the weight of the KL is algorithm.kl")
+        raise UserError("algorithm.trl.beta: the weight of the KL is algorithm.beta")
     try:
         return GRPOConfig(**settings)
     except TypeError as error:
@@ -74,7 +75,8 @@ def make_trainer(config: Any, policy: CrystalPolicy, collector: Collector, done:
 
     class Trainer(GRPOTrainer):
         def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *_, **__):
-            logprobs, entropy = self.accelerator.unwrap_model(model).token_logprobs(input_ids, self.temperature)
+            logprobs, entropy = self.accelerator.unwrap_model(model).token_logprobs(
+                input_ids, self.temperature, train_entropy=self._entropy_bonus_enabled)
             return logprobs, entropy, None
 
     def rollout(prompts: list, trainer: Any) -> dict[str, list]:
@@ -106,7 +108,7 @@ def make_trainer(config: Any, policy: CrystalPolicy, collector: Collector, done:
                       processing_class=tokenizer(policy), rollout_func=rollout)
     trainer.remove_callback(PrinterCallback)
     # TRL would reload the reference from the hub by name: ours is a copy of the policy as it is now.
-    trainer.beta = config.algorithm.kl
+    trainer.beta = config.algorithm.beta
     trainer.ref_model = copy.deepcopy(policy).eval().requires_grad_(False).to(trainer.accelerator.device)
     return trainer
 
