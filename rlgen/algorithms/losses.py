@@ -105,7 +105,7 @@ def clipped_value_loss(values: torch.Tensor, old: torch.Tensor, returns: torch.T
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
     """1 - Var(R - V) / Var(R) over the masked: 1 is perfect, 0 no better than a constant; NaN if R is constant."""
     spread = returns[mask].var()
-    return float(1 - (returns - values)[mask].var() / spread) if spread > 0 else float("nan")
+    return float(1 - (returns - values)[mask].var() / spread) if spread > 1e-12 else math.nan
 
 
 def kl_k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
