@@ -26,10 +26,11 @@ from rlgen.protostructure import read_label
 
 OPEN = ["prompts.space_group=0", "prompts.n_atoms=0", "prompts.element=0"]
 FORGETFUL = ["memory.crystal.shape=none"]
-PROTOTYPES = ["memory.prototype.shape=inverse"]
+PROTOTYPES = ["memory.prototype.shape=step"]
 FORMULAS = ["memory.formula.shape=inverse"]
 SPREAD = ["reward=novelty+stability+spread"]
 REPLAY = ["replay.fraction=0.25"]
+ENTROPY = ["algorithm.entropy_coef=0.003"]
 #: Name -> settings. "default": prompts, a memory of crystals, off_prompt. What starts with "no" lacks a part of it.
 ARMS: dict[str, list[str]] = {
     "default": [],
@@ -41,10 +42,13 @@ ARMS: dict[str, list[str]] = {
     "spread alone": [*OPEN, *FORGETFUL, *SPREAD],
     "by formula": FORMULAS,
     "by prototype": PROTOTYPES,
+    "by prototype inversely": ["memory.prototype.shape=inverse"],
     "spread": SPREAD,
     "replay": REPLAY,
     "flatter prompts": ["prompts.power=0.5"],
-    "together": [*FORMULAS, *PROTOTYPES, *SPREAD, *REPLAY],
+    "entropy": ENTROPY,
+    "KL of elements": ["algorithm.beta_by_kind.element=0.1"],
+    "together": [*FORMULAS, *PROTOTYPES, *SPREAD, *REPLAY, *ENTROPY],
 }
 
 

@@ -7,12 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
+from policies.model import SHIPPED
 from policies.prompts import PromptTable
 from rlgen import checkpoint, reference
 from rlgen.config import MemoryConfig, load
 from rlgen.experience import Collector
 from rlgen.memory import SHAPES, Memory
 from rlgen.metrics import exp_entropy
+from rlgen.protostructure import read_label
 
 NACL, KCL, KBR = "AB_cF8_225_a_b:Cl-Na", "AB_cF8_225_a_b:Cl-K", "AB_cF8_225_a_b:Br-K"
 CSCL_OF_NACL = "AB_cP2_221_a_b:Cl-Na"
@@ -106,6 +108,22 @@ def test_a_policy_that_learns_under_the_memory_keeps_several_prototypes(shape):
         assert exp_entropy(drawn) < 1.2 and p[0] > 0.95
     else:
         np.testing.assert_allclose(p, values / 0.68 - 1, atol=0.1)
+
+
+def test_who_answers_as_mp20_does_keeps_all_and_the_trap_keeps_nothing():
+    """Prompts of the shipped policy; labels of the training set at random, or all of its commonest prototype."""
+    train = pq.read_table(reference._SHIPPED, filters=[("split", "==", "train")], columns=["label"])
+    labels = [label for label in train["label"].to_pylist() if not label.endswith("|unlabelled")]
+    heuslers = [label for label in labels if read_label(label).prototype == "ABC2_cF16_225_a_b_c"]
+    config = load("finetune", ["memory.crystal.shape=none", "memory.prototype.shape=step"])
+    rng = np.random.default_rng(0)
+    for pool, kept in ((labels, 1.0), (heuslers, 0.0)):
+        collector = Collector(PromptTable.load(SHIPPED), config)
+        collector.enter(None, config)
+        for _ in range(40):
+            drawn = [pool[i] for i in rng.integers(len(pool), size=128)]
+            left = collector.memory.discount(drawn, np.ones(128))
+        assert left.mean() == pytest.approx(kept, abs=0.02)
 
 
 def test_only_what_scores_enough_is_remembered():
