@@ -6,13 +6,16 @@ import logging
 
 import numpy as np
 import pytest
+import toy_calculators
 from ase.calculators.emt import EMT
 from ase.filters import UnitCellFilter
 from ase.optimize import FIRE
 from pymatgen.core import Lattice, Structure
 
 from rlgen.energies import known, load_potential
+from rlgen.energies.ase_calculator import AsePotential
 from rlgen.energies.base import Cell, PotentialError
+from rlgen.energies.cache import single_points
 from rlgen.energies.relax import relax
 from rlgen.types import UserError
 
@@ -113,3 +116,14 @@ def test_energies_alone_are_enough_for_single_points(caplog):
     assert "cannot relax" in caplog.text
     assert potential.evaluate([known.cell("NaCl")], forces=False)[0].error is None
     assert relax([known.cell("NaCl")], potential)[0].error.startswith("calculator: it has no forces")
+
+
+def test_a_changed_calculator_does_not_get_the_cached_energies_of_the_old(monkeypatch):
+    monkeypatch.setattr(toy_calculators, "strength", 0.3)
+    before = AsePotential.load("toy_calculators:make")
+    monkeypatch.setattr(toy_calculators, "strength", 0.4)
+    after = AsePotential.load("toy_calculators:make")
+    assert before.scale == after.scale
+    salt = known.cell("NaCl").get_primitive_structure()
+    first, second = (single_points([salt], potential)[0].energy for potential in (before, after))
+    assert second == pytest.approx(first * 4 / 3)

@@ -9,6 +9,7 @@ from ase.calculators.morse import MorsePotential
 
 instance = EMT()
 number = 3
+strength = 0.3  # eV
 
 
 class Named(EMT):
@@ -19,7 +20,7 @@ class Named(EMT):
 
 
 def make() -> MorsePotential:
-    return MorsePotential(epsilon=0.3, r0=2.8, rho0=4.0, rcut1=1.3, rcut2=1.8)  # the cutoffs are multiples of r0
+    return MorsePotential(epsilon=strength, r0=2.8, rho0=4.0, rcut1=1.3, rcut2=1.8)  # the cutoffs are multiples of r0
 
 
 def make_path() -> MorsePotential:

@@ -31,6 +31,8 @@ class AsePotential(CellPotential):
     calculator that lists them in `elements`, else all; it may still refuse one, which is then that crystal's error.
     """
 
+    #: What tells it from what had its scale before it was changed: the energy of the crystal it was checked on.
+    fingerprint: str = ""
     #: No calculator tells its reach; further apart than this (Å) atoms do not bind.
     cutoff = 6.0
 
@@ -63,7 +65,7 @@ class AsePotential(CellPotential):
         if not _SCALE.fullmatch(scale):
             raise UserError(f"energy={name}: its scale {scale!r} may have letters, digits and . : + - _ only")
         potential = cls(name, made, scale)
-        check(potential)
+        potential.fingerprint = f"{check(potential):.5f}"
         return potential
 
     def _points(self, ready: Sequence[tuple[Cell, Edges]], forces: bool) -> list[PointResult]:

@@ -93,7 +93,9 @@ def _cached(
 
 def _context(potential: Potential, settings: dict[str, Any]) -> bytes:
     """Everything but the crystal that a result depends on."""
-    what = {"version": VERSION, "scale": potential.scale, **settings}
+    # A user's calculator may change and keep its scale.
+    fingerprint = getattr(potential, "fingerprint", "")
+    what = {"version": VERSION, "scale": potential.scale, "fingerprint": fingerprint, **settings}
     return json.dumps(what | _surroundings(_device(potential).type), sort_keys=True).encode()
 
 

@@ -26,8 +26,8 @@ STEP, STRAIN = 0.01, 0.005
 NO_DERIVATIVES = "calculator: it has no forces or no stress"
 
 
-def check(potential: Potential) -> None:
-    """PotentialError for a potential whose energies of one crystal cannot be physical; logs what was checked."""
+def check(potential: Potential) -> float:
+    """The energy (eV/atom) of the crystal that it is checked on; PotentialError where it cannot be physical."""
     crystal, energy = _first_evaluated(potential)
     start = Cell.of(crystal)
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
@@ -65,6 +65,7 @@ def check(potential: Potential) -> None:
         crystal.formula,
         derivatives,
     )
+    return energy
 
 
 def _first_evaluated(potential: Potential) -> tuple[Structure, float]:
