@@ -23,6 +23,8 @@ from rlgen.algorithms.kinds import Kinds, Tally
 from rlgen.algorithms.losses import clipped_surrogate, kl_k3, ratios, steered, token_weights
 
 Tokens = dict[str, torch.Tensor]
+#: Rows of a step go through the network in so many pieces of like length: most of a batch would be padding else.
+PIECES = 4
 
 
 class Learner(ABC):
@@ -98,14 +100,32 @@ class Learner(ABC):
     def _step(self, rollout: Rollout, tokens: Tokens, rows: torch.Tensor, tally: Tally, *, tokens_per_step: float,
               first: bool) -> None:
         """One step of the optimiser on some rows, of which each process takes its part."""
-        c, policy, rep = self.config, self.policy, self.policy.representation
+        c, rep = self.config, self.policy.representation
         mask = tokens["mask"][rows]
-        part = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        rows, count = rows[part], mask.sum()
         weights = token_weights(mask, c.loss_type, tokens=tokens_per_step,
-                                longest=rep.max_length - rep.prompt_length)[part]
-        length = int(mask[part].sum(1).max())  # the longest of these rows: the rest is padding
-        weights = weights[:, :length]
+                                longest=rep.max_length - rep.prompt_length)
+        share = mask / mask.sum()
+        part = torch.arange(self.accelerator.process_index, len(rows), self.accelerator.num_processes).to(rows.device)
+        by_length = part[mask[part].sum(1).argsort(stable=True)]
+        losses = [self._accumulate(rollout, tokens, rows[piece], weights[piece], share[piece], tally, first=first)
+                  for piece in by_length.tensor_split(PIECES) if len(piece)]
+        self._sum_gradients()
+        norms = [torch.nn.utils.clip_grad_norm_(group["params"], c.max_grad_norm)
+                 for group in self.optimiser.param_groups]
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        tally.add_step("loss/policy", torch.stack(losses).sum(), self.accelerator)
+        tally.add_step("policy/grad_norm", norms[0] / self.accelerator.num_processes, self.accelerator)
+
+    def _accumulate(self, rollout: Rollout, tokens: Tokens, rows: torch.Tensor, weights: torch.Tensor,
+                    share: torch.Tensor, tally: Tally, *, first: bool) -> torch.Tensor:
+        """Add the gradient of rows (b,) to what there is; returns their part of the policy's loss.
+
+        weights, share: (b, T) of each token in the loss, and in a plain mean over the step's tokens.
+        """
+        c, policy, rep = self.config, self.policy, self.policy.representation
+        length = int(tokens["mask"][rows].sum(1).max())  # the longest of these rows: the rest is padding
+        weights, share = weights[:, :length], share[:, :length]
         tokens = {name: values[rows, :length] for name, values in tokens.items()}
         mask, fresh = tokens["mask"], ~rollout.replayed[rows, None]
         ids = rollout.ids[rows, : rep.prompt_length + length]
@@ -118,20 +138,13 @@ class Learner(ABC):
         old = tokens["old"]
         ratio = ratios(logprobs, old, mask, c.importance_sampling_level)
         surrogate = weights * clipped_surrogate(ratio, tokens["advantage"], c.epsilon, c.epsilon_high)
-        kind, share = self.kinds.of[ids[:, rep.prompt_length :]], mask / count
+        kind = self.kinds.of[ids[:, rep.prompt_length :]]
         kl = kl_k3(logprobs, reference)
         penalty = weights * self.beta_scale * self.beta[kind] * (kl * ratio if c.use_bias_correction_kl else kl)
         bonus = share * self.entropy_coef[kind] * entropy
         loss = surrogate.sum() + penalty.sum() - bonus.sum() + self.other_loss(hidden, tokens, share, tally)
         loss.backward()
-        self._sum_gradients()
-        norms = [torch.nn.utils.clip_grad_norm_(group["params"], c.max_grad_norm)
-                 for group in self.optimiser.param_groups]
-        self.optimiser.step()
-        self.optimiser.zero_grad()
 
-        tally.add_step("loss/policy", surrogate.sum(), self.accelerator)
-        tally.add_step("policy/grad_norm", norms[0] / self.accelerator.num_processes, self.accelerator)
         tally.add("policy/clip_fraction", ((ratio < 1 - c.epsilon) | (ratio > 1 + c.epsilon_high)).float(), mask)
         tally.add("policy/old_kl", kl_k3(logprobs, old), mask)
         if first:
@@ -139,6 +152,7 @@ class Learner(ABC):
         tally.add("policy/replay_ratio", (logprobs - old).exp(), mask & ~fresh)
         for name, values in (("policy/kl", kl), ("policy/entropy", entropy)):
             tally.add_by_kind(name, values, kind, mask)
+        return surrogate.sum().detach()
 
     def _sum_gradients(self) -> None:
         """Over processes: each has divided by what all of them have, so that the sum is the gradient of the whole."""
