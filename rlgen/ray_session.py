@@ -31,9 +31,10 @@ class RaySession:
 
     def __init__(self, settings: RayConfig, workers: int, rewards: Sequence[Reward]):
         # Ray reads these when it is imported. Without the second it hides the GPU from actors that reserve none; the
-        # rewards' potentials share the device that this process sees.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # rewards' potentials share the device that this process sees. Without the third workers give way to all else
+        # on the machine (nice 15), while the run waits for them.
+        for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_worker_niceness"):
+            os.environ.setdefault(name, "0")
         import ray
 
         self.ray: Any = ray
@@ -61,15 +62,16 @@ class RaySession:
         self._refused: dict[str, float] = {}
 
     def _join(self, address: str, rewards: Sequence[Reward]) -> None:
-        # The files of a user's own rewards travel: the other machines need not have them.
-        env = {"py_modules": user_modules(rewards)}
+        # The files of a user's own rewards travel: the other machines need not have them. Ray fails over an empty list.
+        env = {"py_modules": modules} if (modules := user_modules(rewards)) else {}
         host, _, port = address.rpartition(":")
         try:
             if host and port.isdigit() and "/" not in host:
                 socket.create_connection((host, int(port)), timeout=10).close()  # Ray would try for many minutes
             self.ray.init(address=address, runtime_env=env, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:  # no answer, another version of Ray, no address
-            raise UserError(f"ray.address={address}: {str(error).strip().splitlines()[0]}") from error
+            hint = "; if the cluster asks for a token, set RAY_AUTH_MODE=token (docs/scaling.md)"
+            raise UserError(f"ray.address={address}: {str(error).strip().splitlines()[0]}{hint}") from error
 
     def options(self) -> dict[str, Any]:
         """Of a worker's actor: its share, anywhere in the cluster, and an environment in which rewards are found."""

@@ -169,7 +169,7 @@ class Workers:
             try:
                 answer = self._ray.get(ref)
             except self._ray.exceptions.RayError as error:
-                self._lost(busy[ref], self._why(error), queue, record)
+                self._lost(busy[ref], self._why(error, starting=slot.task is None), queue, record)
                 continue
             if isinstance(answer, str):
                 slot.ref = slot.task = None
@@ -190,14 +190,17 @@ class Workers:
         if not done:
             self._session.check()
 
-    def _why(self, error: Exception) -> str:
+    def _why(self, error: Exception, starting: bool) -> str:
         """One line of an error of Ray's, which may be forty."""
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
         if isinstance(error, self._ray.exceptions.OutOfMemoryError):
             self.counters["out_of_memory"] += 1
             return "Ray ended its worker: the machine was out of memory"
         threw = isinstance(error, self._ray.exceptions.RayTaskError) or getattr(error, "actor_init_failed", False)
-        logger.debug("%s", error)
-        return str(error).strip().splitlines()[-1] if threw else "its worker died"
+        if threw:
+            return lines[-1]
+        # Of a start that failed Ray's reason is all there is to go by; the first line says that an actor died.
+        return f"one died ({lines[min(1, len(lines) - 1)][:300]})" if starting else "its worker died"
 
     def _lost(self, k: int, why: str, queue: deque[Task], record: Record) -> None:
         """Replace a worker and send what it held again, one crystal at a time; give up what cost a worker before."""

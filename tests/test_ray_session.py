@@ -13,6 +13,7 @@ import pytest
 from toy_rewards import Length, rocksalts
 
 from rewards.novelty import Novelty
+from rewards.uniqueness import Uniqueness
 from rlgen.config import RayConfig
 from rlgen.ray_session import user_modules
 from rlgen.reward_pool import RewardPool
@@ -44,7 +45,7 @@ def cluster():
     import ray
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     assert not ray.is_initialized()
     # Ray waits 15 s for a node that does not answer; here it is known to be gone.
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
@@ -88,6 +89,9 @@ def test_the_users_own_reward_travels_to_the_cluster(cluster, tmp_path, monkeypa
         mine = importlib.import_module(file.stem).Mine()
     with RewardPool([mine], "mine", workers=1, ray=RayConfig(address=cluster.address)) as pool:
         assert pool.score(rocksalts(1)).total == [1.0]  # measured by the copy that the worker was sent
+    # What is installed does not travel.
+    with RewardPool([Uniqueness()], "uniqueness", workers=1, ray=RayConfig(address=cluster.address)) as pool:
+        assert pool.score(rocksalts(1)).total == [1.0]
     assert user_modules([mine, Length(), Novelty()]) == [str(file), str(Path(__file__).with_name("toy_rewards.py"))]
 
 
