@@ -9,6 +9,8 @@ from conftest import random_conditions, tiny_policy
 from pymatgen.core import Structure
 
 from policies import sampler
+from policies.model import CrystalPolicy
+from policies.representations import REPRESENTATIONS, make
 from policies.sampler import decode, sample
 from rlgen.types import CrystalError
 
@@ -146,3 +148,25 @@ def test_what_cannot_be_read_keeps_its_row(policy):
     crystals = decode(policy, rollout)
     assert [i for i, c in enumerate(crystals) if isinstance(c, CrystalError)] == [3]
     assert sum(isinstance(c, Structure) for c in crystals) == 39
+
+
+EVERY_MASK = [{}, {"n_atoms": 4}, {"element": "Fe"}, {"space_group": 225, "n_atoms": 2}, {"formula": "NaCl"},
+              {"elements": "Li-Fe-O"}, {"max_atoms": 3}, {"neutral": True},
+              {"formula": "SrTiO3", "neutral": True, "max_atoms": 5},
+              {"elements": "Na-Cl", "n_atoms": 2, "neutral": True},
+              {"elements": "Li-Fe-O", "element": "O", "max_atoms": 6}]  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+@pytest.mark.parametrize("name", REPRESENTATIONS)
+def test_every_mask_of_sampling_is_in_the_recomputed_logprobs(name, temperature):
+    torch.manual_seed(0)
+    policy = CrystalPolicy.create(make(name, max_atoms=8), hidden_size=32, layers=2, heads=2, intermediate_size=64)
+    with torch.no_grad():
+        policy.embed.weight.mul_(10.0)  # so that it prefers some tokens
+    rollout = draw(policy, conditions=EVERY_MASK * 2, temperature=temperature)
+    again, _ = policy.token_logprobs(rollout.ids, rollout.temperature, rollout.conditions)
+    assert (rollout.logprobs - again)[rollout.mask].abs().max() < 1e-4
+    # The conditions count: without them another distribution is recomputed.
+    free, _ = policy.token_logprobs(rollout.ids, rollout.temperature)
+    assert (rollout.logprobs - free)[rollout.mask].abs().max() > 0.1
