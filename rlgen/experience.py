@@ -16,7 +16,7 @@ from pymatgen.core import Structure
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.sampler import Rollout, decode, sample
-from rlgen import checkpoint, energies, tracking
+from rlgen import checkpoint, energies, processes, tracking
 from rlgen.config import plain
 from rlgen.memory import Memory
 from rlgen.metrics import exp_entropy
@@ -82,15 +82,15 @@ def resolve_energies(config: Any) -> None:
 class Collector:
     """Draws and scores. All randomness of a step follows from (seed, step), so that a resumed run is the same run."""
 
-    pool: RewardPool
+    pool: RewardPool | None
 
     def __init__(self, prompts: PromptTable, config: Any):
         self.prompts, self.config = prompts, config
         self.memory = Memory(config.memory, lambda group, n_atoms: self._asked[group, n_atoms])
         self.replay = Replay(config.replay)
 
-    def enter(self, pool: RewardPool, config: Any) -> None:
-        """From now on score with this pool, by the settings of the stage that a run is in."""
+    def enter(self, pool: RewardPool | None, config: Any) -> None:
+        """From now on score with this pool, which only the first process has, by the settings of the run's stage."""
         self.pool, self.config = pool, config
         self._asked: dict[tuple[int, int], float] = defaultdict(float)
         for (group, n_atoms), share in self.prompts.shares(config.prompts.power).items():
@@ -103,13 +103,15 @@ class Collector:
         rng = np.random.default_rng([self.config.seed, 3, step])
         keep = plain(self.config.prompts)
         conditions = self.prompts.sample(self.config.batch // size, rng, power=keep.pop("power"), keep=keep)
-        generator = torch.Generator(policy.device).manual_seed(int(rng.integers(2**62)))
+        generator = torch.Generator(policy.device).manual_seed(int(rng.integers(2**62)) + processes.index())
         chosen = self.replay.choose(len(conditions), rng)
         conditions[: len(chosen)] = [kept[0].condition for kept in chosen]
         replayed = [len(kept) for kept in chosen] + [0] * (len(conditions) - len(chosen))
-        group = [g for g in range(len(conditions)) for _ in range(size - replayed[g])]
+        mine = range(processes.index(), len(conditions), processes.count())
+        group = [g for g in mine for _ in range(size - replayed[g])]
         drawn = sample(policy, [conditions[g] for g in group], generator,
                        temperature=self.config.algorithm.temperature, group=group)
+        drawn = processes.gathered(drawn, policy.representation.pad)
         return complete(drawn, chosen, policy.representation.pad)
 
     def score(self, policy: CrystalPolicy, rollout: Rollout) -> Experience:
@@ -119,12 +121,16 @@ class Collector:
     def measure(self, policy: CrystalPolicy, rollout: Rollout) -> Measured:
         """Decode and measure a rollout's fresh rows. It changes nothing of the run, so that another thread may do it
         meanwhile."""
+        return Measured(rollout, *processes.from_first(lambda: self._measure(policy, rollout)))
+
+    def _measure(self, policy: CrystalPolicy, rollout: Rollout) -> tuple:
+        assert self.pool is not None
         started = time.monotonic()
         crystals = _fresh(rollout, decode(policy, rollout))
         breakdown = self.pool.score(crystals, _fresh(rollout, rollout.conditions))
         labels = [protostructure_label(crystal) if isinstance(crystal, Structure) and status != "invalid" else None
                   for crystal, status in zip(crystals, breakdown.status, strict=True)]
-        return Measured(rollout, crystals, breakdown, labels, time.monotonic() - started)
+        return crystals, breakdown, labels, time.monotonic() - started
 
     def remember(self, measured: Measured) -> Experience:
         """What a measured rollout earns in this run, which now knows it.

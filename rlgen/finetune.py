@@ -18,7 +18,7 @@ import torch
 from omegaconf import OmegaConf
 
 from policies.model import CrystalPolicy
-from rlgen import algorithms, checkpoint, samples
+from rlgen import algorithms, checkpoint, processes, samples
 from rlgen.comparison import compare
 from rlgen.config import RayConfig, changes_of, device_of, main, plain, resumed
 from rlgen.experience import Collector, make_rewards, resolve_energies
@@ -38,15 +38,17 @@ def run(config: Any) -> None:
     algorithms.check(config)
     if config.replay.rows >= config.algorithm.group_size:
         raise UserError(f"replay.rows={config.replay.rows} must leave room in groups of {config.algorithm.group_size}")
+    processes.join(config, cpu=device_of(config.device).type == "cpu")
     resolve_energies(config)
     output, started = Path(config.output), time.monotonic()
     policy, prompts = CrystalPolicy.load(config.policy, config.representation)
     rewards = [str(make_rewards(stage.config)[1]) for stage in Stages(config).stages]
-    print(f"policy {config.policy} ({sum(p.numel() for p in policy.parameters()):,} parameters), reward "
-          f"{', then '.join(rewards)}, energies of {config.energy}, {config.workers} workers, {config.steps} steps of "
-          f"{config.batch} crystals")
     first = 0 if last is None else checkpoint.step_of(last)
-    with Run(output, config, resume=first if going_on else None) as log:
+    with (processes.only_first_speaks(output) as folder,
+          Run(folder, config, resume=first if going_on else None) as log):
+        print(f"policy {config.policy} ({sum(p.numel() for p in policy.parameters()):,} parameters), reward "
+              f"{', then '.join(rewards)}, energies of {config.energy}, {config.workers} workers, {config.steps} steps "
+              f"of {config.batch} crystals")
         log.log_text(first, "settings", f"energies: **{config.energy}**, judged by **{config.judge}**\n\n"
                                         f"```yaml\n{OmegaConf.to_yaml(config)}```")
         if changes:
@@ -61,6 +63,8 @@ def run(config: Any) -> None:
                 trained = train_trl(config, policy, collector, log, last)
         else:
             trained = train(config, policy, collector, log, last, changed=bool(changes))
+        if not processes.leave():
+            return
         trained.save_pretrained(output / "policy")
         prompts.save(output / "policy")
         if config.evaluate:
@@ -97,7 +101,7 @@ def train(config: Any, policy: CrystalPolicy, collector: Collector, log: Run, la
             stats["time/update"] = time.monotonic() - began
             if real is not None and (step - 1) % config.real_every == 0:
                 stats["policy/nll_real"], _ = nll(policy, real)
-            turned = training.observe(step, experience.scalars | stats, log)
+            turned = training.observe(step, processes.from_first((experience.scalars | stats).copy), log)
             log_step(log, step, experience, stats | training.scalars())
             if turned:
                 pipeline.drop()

@@ -17,6 +17,7 @@ from typing import Any
 
 from policies.model import CrystalPolicy
 from policies.sampler import Rollout
+from rlgen import processes
 from rlgen.config import RayConfig, plain
 from rlgen.experience import Collector, Measured, make_rewards
 from rlgen.reward_pool import RewardPool
@@ -78,9 +79,11 @@ class Pipeline:
 
     def _enter(self, stage: Stage) -> None:
         self._open.close()  # the last stage's
-        rewards, expression = make_rewards(stage.config)
-        ray = RayConfig(**plain(self.config.ray))
-        pool = self._open.enter_context(RewardPool(rewards, expression, workers=self.config.workers, ray=ray))
+        pool = None
+        if processes.index() == 0:
+            rewards, expression = make_rewards(stage.config)
+            ray = RayConfig(**plain(self.config.ray))
+            pool = self._open.enter_context(RewardPool(rewards, expression, workers=self.config.workers, ray=ray))
         self.collector.enter(pool, stage.config)
         if self.config.pipeline:
             self._thread = self._open.enter_context(ThreadPoolExecutor(1, thread_name_prefix="rewards"))

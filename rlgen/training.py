@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlgen import checkpoint
+from rlgen import checkpoint, processes
 from rlgen.collapse import Guard
 from rlgen.experience import Collector
 from rlgen.stages import Stages
@@ -43,9 +43,11 @@ class Training:
             self.learner.scale_learning_rate(self.config.algorithm.learning_rate / state["learning_rate"])
 
     def checkpoint(self, step: int) -> None:
-        """Write one; those that a collapse could send the run back to stay."""
+        """Have the first process write one; those that a collapse could send the run back to stay."""
         c = self.config
-        checkpoint.save(c.output, step, self.save, keep=2 + c.collapse.window // c.checkpoint_every)
+        if processes.index() == 0:
+            checkpoint.save(c.output, step, self.save, keep=2 + c.collapse.window // c.checkpoint_every)
+        processes.wait()
 
     def over(self, step: int) -> bool:
         return self.stopped or self.stages.over(step)

@@ -1,4 +1,4 @@
-"""The same policy, rollouts and rewards under TRL's GRPOTrainer, for its variants and its distributed training.
+"""The same policy, rollouts and rewards under TRL's GRPOTrainer, for its variants; in one process.
 
 TRL scores tokens through the model's head alone, which would leave the grammar out of its log-probabilities, so those
 are overridden, for the reference too; our sampler and rewards come in as `rollout_func` and a reward function.
