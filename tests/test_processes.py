@@ -52,7 +52,8 @@ def test_a_run_of_two_processes_is_one_run(tmp_path):
     shown = launch("-m", "rlgen.finetune", f"policy={tmp_path / 'start'}", f"output={tmp_path / 'run'}", "workers=0",
                    "device=cpu", "energy=chgnet", "batch=12", "algorithm.group_size=4", "evaluate=0", "steps=2",
                    "reward=validity+uniqueness", "reward.validity.volume_per_atom=[0,1e9]",
-                   "reward.validity.density=[0,1e9]", "reward.validity.max_length=1e9", "checkpoint_every=1", "real_every=0")
+                   "reward.validity.density=[0,1e9]", "reward.validity.max_length=1e9", "checkpoint_every=1",
+                   "real_every=0")
     assert shown.count("run:   ") == 1  # only the first speaks
     table = pd.read_parquet(tmp_path / "run" / "samples.parquet")
     assert table["step"].tolist() == [1] * 12 + [2] * 12

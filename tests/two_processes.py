@@ -17,7 +17,7 @@ ALGORITHMS = {"grpo": {"beta": 0.1, "entropy_coef": 0.01, "target_kl": 0.05},
 
 
 def update(folder: Path, accelerator: Accelerator) -> None:
-    """Two passes over four minibatches of uneven size; the first process writes weights and scalars."""
+    """Two passes over five minibatches of uneven size; the first process writes weights and scalars."""
     for name, changes in ALGORITHMS.items():
         learner = make(settings(name=name, num_iterations=2, minibatch=7, **changes), tiny(), accelerator)
         rollout = rollout_of(tiny(), 0)
