@@ -162,3 +162,18 @@ class TooHigh(Base):
 
     def measure(self, structures, conditions):
         return np.full(len(structures), 300.0)
+
+
+@dataclass(frozen=True)
+class NearGroup(Base):
+    """1 in space group 225, less in its neighbours, nothing 30 groups away."""
+
+    name: ClassVar[str] = "near_group"
+
+    def measure(self, structures, conditions):
+        from rlgen.reference import protostructure_label
+
+        return np.array([abs(int(protostructure_label(s).split("_")[2]) - 225.0) for s in structures])
+
+    def transform(self, raw):
+        return np.clip(1 - np.asarray(raw) / 30, 0, 1)
