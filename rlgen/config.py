@@ -447,7 +447,8 @@ def _complete(verb: str, config: Any) -> Any:
 
 def _help(verb: str) -> str:
     """The commented YAML of an entry point with its groups: the help and the settings are one text."""
-    lines = [f"usage: python -m rlgen.{verb} key=value …", "",
+    lines = [f"usage: python -m rlgen.{verb} key=value …",
+             f"       python -m rlgen.{verb} --multirun key=value,other …    (every combination)", "",
              (CONFIGS / f"{verb}.yaml").read_text(encoding="utf-8").split("---", 1)[-1].strip()]
     for group, options in _groups(verb).items():
         lines += ["", f"{group}: one of {', '.join(options)}" if group != "reward" else
@@ -510,11 +511,18 @@ def device_of(name: str) -> torch.device:
 
 
 def main(verb: str, run: Any) -> None:
-    """Load settings and run an entry point; the user's mistakes end it with one clear message and exit code 2."""
+    """Load settings and run an entry point, or a sweep of it (--multirun).
+
+    The user's mistakes end it with one clear message and exit code 2.
+    """
+    from rlgen import multirun
+
     # pymatgen warns of each element without an electronegativity and of its own use of a deprecated gcd.
     warnings.filterwarnings("ignore", message="No Pauling electronegativity")
     warnings.filterwarnings("ignore", message="gcd is deprecated")
     try:
+        if multirun.FLAG in sys.argv:
+            raise SystemExit(multirun.run(verb, sys.argv[1:], SCHEMAS[verb]().output or f"runs/{verb}"))
         run(load(verb))
     except (UserError, PermissionError) as error:
         print(f"rlgen.{verb}: {error}", file=sys.stderr)

@@ -117,12 +117,14 @@ def paid_for_one_group(tmp_path, *more):
     torch.manual_seed(0)
     policy = CrystalPolicy.create(make("orbits", max_atoms=4), hidden_size=32, layers=1, heads=2, intermediate_size=64)
     policy.save_pretrained(tmp_path / "start")
-    groups = range(75, 231, 5)
-    PromptTable.of(list(groups), [[11 + g % 5] * 2 for g in groups]).save(tmp_path / "start")
+    PromptTable.of([225, 221, 139, 62, 194, 166, 227, 186],
+                   [[11, 17], [55, 17], [29], [26] * 4, [12, 12], [33, 33], [14, 14], [30, 30, 8, 8]]
+                   ).save(tmp_path / "start")
     finetune.run(load("finetune", [
-        "reward=validity+3*toy_rewards:NearGroup", f"policy={tmp_path / 'start'}", f"output={tmp_path / 'run'}", "workers=0",
-        "device=cpu", "energy=chgnet", "batch=24", "algorithm.group_size=8", "algorithm.learning_rate=2e-2",
-        "evaluate=0", "real_every=0", "checkpoint_every=5", "collapse.window=4", "collapse.above.policy/kl=null",
+        "reward=validity+3*toy_rewards:NearGroup", f"policy={tmp_path / 'start'}", f"output={tmp_path / 'run'}",
+        "workers=0", "device=cpu", "energy=chgnet", "batch=24", "algorithm.group_size=8",
+        "algorithm.learning_rate=2e-2", "evaluate=0", "real_every=0", "checkpoint_every=5", "collapse.window=4",
+        "collapse.above.policy/kl=null",
         "reward.validity.volume_per_atom=[0,1e9]", "reward.validity.density=[0,1e9]", "reward.validity.max_length=1e9",
         "memory.crystal.shape=none", "collapse.action=stop", *more]))
     lines, notes = (path.read_text().splitlines() if path.exists() else []
