@@ -92,15 +92,15 @@ def train(config: Any, policy: CrystalPolicy, collector: Collector, log: Run, la
     with Pipeline(collector, policy, config) as pipeline, progress_bar() as progress:
         task = progress.add_task("starting", total=training.stages.steps, completed=step)
         while not training.over(step):
-            step += 1
+            step, began = step + 1, time.monotonic()
             measured, stats = pipeline.take(step, training.stages)
-            experience = collector.remember(measured)
-            began = time.monotonic()
+            experience, updating = collector.remember(measured), time.monotonic()
             stats |= learner.update(experience.rollout, experience.rewards,
                                     np.random.default_rng([config.seed, 4, step]))
-            stats["time/update"] = time.monotonic() - began
+            stats["time/update"] = time.monotonic() - updating
             if real is not None and (step - 1) % config.real_every == 0:
                 stats["policy/nll_real"], _ = nll(policy, real)
+            stats["time/step"] = time.monotonic() - began
             turned = training.observe(step, processes.from_first((experience.scalars | stats).copy), log)
             log_step(log, step, experience, stats | training.scalars())
             if turned:

@@ -1,0 +1,68 @@
+"""Every shipped file of settings runs: one step of each algorithm, policy and command, as small as it gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import CRYSTALS
+from test_hf import language_model
+
+from policies.model import CrystalPolicy
+from policies.prompts import PromptTable
+from policies.representations import make
+from rlgen import evaluate, finetune, pretrain, sample, samples
+from rlgen.config import CONFIGS, load
+from rlgen.samples import to_cif
+
+FILES = sorted(str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    torch.manual_seed(0)
+    CrystalPolicy.create(make("atoms", max_atoms=5), hidden_size=16, layers=1, heads=2,
+                         intermediate_size=32).save_pretrained(folder)
+    PromptTable.of([225, 221, 139], [[11, 17], [22, 38, 8, 8, 8], [29]]).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def crystals(tmp_path_factory) -> Path:
+    """A data set of six small crystals."""
+    file = tmp_path_factory.mktemp("data") / "crystals.csv"
+    names = ["rock salt", "diamond", "hcp", "wurtzite", "rutile", "perovskite"]
+    pd.DataFrame({"cif": [to_cif(CRYSTALS[name].get_primitive_structure()) for name in names]}).to_csv(file)
+    return file
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_it_runs(file, policy, crystals, tmp_path):
+    group, _, name = file.removesuffix(".yaml").rpartition("/")
+    out = tmp_path / "out"
+    if group == "policy" or name == "pretrain":
+        more = [f"policy={name}"] if group else []
+        if name == "hf":
+            more.append(f"policy.path={language_model(tmp_path / 'model')}")
+        pretrain.run(load("pretrain", [*more, "policy.layers=1", f"data={crystals}", f"output={out}", "steps=1",
+                                       "batch=2", "sample_every=0", "device=cpu"]))
+        assert (out / "policy" / "model.safetensors").exists() or (out / "policy" / "adapter").exists()
+    elif group == "algorithm" or name == "finetune":
+        more = [f"algorithm={name}"] if group else []
+        finetune.run(load("finetune", [*more, f"policy={policy}", "reward=validity", f"data={crystals}", "steps=1",
+                                       "batch=4", "algorithm.group_size=2", "workers=0", "evaluate=0", "device=cpu",
+                                       f"output={out}"]))
+        assert (out / "policy" / "model.safetensors").exists()
+    elif name == "sample":
+        sample.run(load("sample", [f"policy={policy}", "n=2", f"output={out}", "device=cpu"]))
+        assert len(pd.read_parquet(out / "samples.parquet")) == 2
+    elif name == "evaluate":
+        samples.write(out, [CRYSTALS["rock salt"]])
+        evaluate.run(load("evaluate", [f"input={out}", "energy=chgnet", "relax_steps=1", "workers=0",
+                                       f"output={tmp_path / 'report'}"]))
+        assert (tmp_path / "report" / "table.md").exists()
+    else:
+        pytest.fail(f"no test runs configs/{file}")
