@@ -34,6 +34,8 @@ def check(config: Any) -> None:
     if c.target_kl is not None and not (c.beta or c.beta_by_kind):
         raise UserError(f"algorithm.target_kl={c.target_kl} steers the weight of the KL, but algorithm.beta is 0")
     ours = [key for key in ("target_kl", "beta_by_kind", "entropy_by_kind") if c[key]]
+    if c.name == "trl" and (config.stages or config.pipeline):
+        raise UserError("algorithm=trl takes neither stages= nor pipeline=; algorithm=grpo, rloo and ppo do")
     if c.name == "trl" and ours:
         raise UserError(f"algorithm.{ours[0]} is not known to TRL; algorithm=grpo, rloo and ppo have it")
 

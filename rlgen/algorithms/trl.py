@@ -16,6 +16,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
 from policies.model import CrystalPolicy
+from rlgen.collapse import Guard
 from rlgen.config import device_of, plain
 from rlgen.experience import Collector, Experience
 from rlgen.progress import describe, log_step, progress_bar
@@ -66,7 +67,8 @@ def arguments(config: Any, policy: CrystalPolicy) -> Any:
 
 
 def make_trainer(config: Any, policy: CrystalPolicy, collector: Collector, done: Any) -> Any:
-    """TRL's trainer around our policy, collector and reference; `done(step, experience, stats)` is told each step."""
+    """TRL's trainer around our policy, collector and reference; `done(step, experience, stats)` is told each step, and
+    whether to stop is what it answers."""
     from datasets import Dataset
     from trl import GRPOTrainer
 
@@ -100,7 +102,8 @@ def make_trainer(config: Any, policy: CrystalPolicy, collector: Collector, done:
         def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
             if logs and "loss" in logs:
                 experience: Experience = current["experience"]
-                done(state.global_step, experience, {ours: logs[its] for its, ours in _NAMES.items() if its in logs})
+                stats = {ours: logs[its] for its, ours in _NAMES.items() if its in logs}
+                control.should_training_stop |= bool(done(state.global_step, experience, stats))
 
     policy.generation_config = GenerationConfig(eos_token_id=policy.representation.eos)
     trainer = Trainer(model=policy, reward_funcs=[reward], args=arguments(config, policy), callbacks=[Tell()],
@@ -116,15 +119,22 @@ def make_trainer(config: Any, policy: CrystalPolicy, collector: Collector, done:
 def train(config: Any, policy: CrystalPolicy, collector: Collector, log: Run, last: Path | None) -> CrystalPolicy:
     """`config.steps` steps of TRL's GRPO, logged like our own loop's."""
     if last is not None:
-        raise UserError("algorithm=trl runs cannot be resumed yet; algorithm=grpo runs can")
+        raise UserError("algorithm=trl runs cannot be resumed (docs/runs.md says why); algorithm=grpo runs can")
     if config.replay.fraction:
         raise UserError("replay.fraction: TRL has no importance ratios to older policies; algorithm=grpo has")
+    guard = Guard(config.collapse)
     with progress_bar() as progress:
         task = progress.add_task("starting", total=config.steps)
 
-        def done(step: int, experience: Experience, stats: dict[str, float]) -> None:
-            log_step(log, step, experience, stats)
+        def done(step: int, experience: Experience, stats: dict[str, float]) -> bool:
+            why = guard.observe(step, experience.scalars | stats)
+            stops = bool(why) and config.collapse.action != "ignore"
+            if why:
+                log.note(step, f"collapse: {why}; " + ("the run stops, with the policy as it is" if stops else
+                                                       "nothing is done about it (collapse.action=ignore)"))
+            log_step(log, step, experience, stats | {"collapse/alarms": float(guard.alarms)})
             progress.update(task, completed=step, description=describe(experience))
+            return stops
 
         trainer = make_trainer(config, policy, collector, done)
         trainer.train()
