@@ -35,6 +35,8 @@ def nll(policy: CrystalPolicy, crystals: Encoded, *, limit: int | None = None, b
 
 def real_crystals(name: str, representation: Any) -> Encoded:
     """The same `CRYSTALS` crystals for every run: of a data set's validation split, or those that rlgen ships."""
-    splits = data.load(SHIPPED if name == "shipped" else name).splits
-    records = [r for split in splits.values() for r in split] if name == "shipped" else splits["val"]
-    return encode(records[:CRYSTALS], representation)
+    if name == "shipped":
+        records = [record for split in data.load(SHIPPED, limit=CRYSTALS).splits.values() for record in split]
+    else:
+        records = data.load(name).splits["val"][:CRYSTALS]
+    return encode(records, representation)
