@@ -75,6 +75,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, closed):
     assert scalar_steps(whole, "reward/total")[0] == scalar_steps(cut, "reward/total")[0]
 
 
+def test_notes_are_kept_and_those_of_dropped_steps_are_not(tmp_path, capsys):
+    with tracking.Run(tmp_path, CONFIG, tensorboard=False) as run:
+        for step in (2, 5):
+            run.log_scalars(step, {"x": 1})
+            run.note(step, f"é {step}")
+    assert "step 5: é 5" in capsys.readouterr().out
+    with tracking.Run(tmp_path, CONFIG, resume=4, tensorboard=False) as run:
+        assert run.notes() == ["step 2: é 2"]
+
+
 def test_samples_of_a_run_that_still_goes_on(tmp_path):
     run = tracking.Run(tmp_path, CONFIG, tensorboard=False)
     work(run, [1, 2])
