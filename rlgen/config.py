@@ -243,6 +243,21 @@ class HullConfig:
     checkpoint_every: int = 512
 
 
+@dataclass
+class RelaxConfig:
+    """Settings of `python -m rlgen.relax`."""
+
+    input: str = "???"
+    output: str = "???"
+    energy: str = "auto"
+    mode: str = "full"
+    symmetry: bool = False
+    fmax: float = 0.1
+    steps: int = 200
+    seconds: float | None = 600.0
+    workers: int = 2
+
+
 #: What a number may at least be, by the last part of its key; shares are also at most 1.
 LEAST: dict[str, float] = (
     dict.fromkeys(("steps", "batch", "minibatch", "num_iterations", "group_size", "n", "evaluate_every",
@@ -252,14 +267,15 @@ LEAST: dict[str, float] = (
                      "value_learning_rate", "weight_decay", "max_grad_norm", "relax_steps", "epsilon_high", "beta",
                      "entropy_coef", "lora_rank", "lora_alpha", "power", "quota", "memory_mb", "cpus_per_worker",
                      "gpus_per_worker"), 0)
-    | {"temperature": 1e-3, "target_kl": 1e-6, "cliprange_value": 1e-6, "timeout_s": 0.1, "start_timeout_s": 0.1}
+    | {"temperature": 1e-3, "target_kl": 1e-6, "cliprange_value": 1e-6, "timeout_s": 0.1, "start_timeout_s": 0.1,
+       "fmax": 1e-4, "seconds": 1e-3}
 )
 #: By the last part of a key, or by all of it.
 SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "ema", "epsilon", "gamma", "lam", "off_prompt",
           "min_score", "slower", "replay.fraction", "prompts.space_group", "prompts.n_atoms", "prompts.element")
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig,
-           "hull": HullConfig}
+           "hull": HullConfig, "relax": RelaxConfig}
 #: What a resumed run may be given anew without more ado: it changes how a run goes, not what it learns.
 FREE = {"pretrain": ("checkpoint_every", "sample_every", "samples"),
         "finetune": ("steps", "workers", "checkpoint_every", "evaluate", "relax_steps", "judge", "ray.address",

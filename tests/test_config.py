@@ -15,7 +15,7 @@ from rlgen.config import SCHEMAS, known_keys, load
 from rlgen.types import UserError
 
 #: What must be given, by verb.
-GIVEN = {"evaluate": ["input=somewhere"]}
+GIVEN = {"evaluate": ["input=somewhere"], "relax": ["input=somewhere", "output=elsewhere"]}
 
 
 @pytest.mark.parametrize("verb", SCHEMAS)

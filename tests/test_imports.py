@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ENTRY_POINTS = {f"rlgen.{verb}" for verb in ("pretrain", "finetune", "sample", "evaluate", "hull.__main__")}
+ENTRY_POINTS = {f"rlgen.{verb}" for verb in ("pretrain", "finetune", "sample", "evaluate", "relax", "hull.__main__")}
 #: A module may import those of its own level and below. The longest prefix counts; other modules of rlgen are parts
 #: that entry points share.
 LEVELS = {

@@ -57,14 +57,14 @@ def relaxations(
     symmetry: bool = False,
     seconds: float | None = None,
 ) -> list[Relaxation]:
-    """As `relax`, from the cache where it can be. What ran out of time is not kept."""
+    """As `relax`, from the cache where it can be. What ran out of time is tried again only if it has more now."""
     settings: dict[str, Any] = {"fmax": fmax, "steps": steps, "fixed_cell": fixed_cell, "symmetry": symmetry}
     return _cached(
         structures,
         potential,
         settings,
         lambda todo: relax(todo, potential, seconds=seconds, **settings),
-        _relaxation,
+        lambda plain: _relaxation(plain, seconds),
     )
 
 
@@ -73,11 +73,12 @@ def _cached(
     potential: Potential,
     settings: dict[str, Any],
     compute: Callable[[Sequence[Structure]], list[Result]],
-    read: Callable[[dict[str, Any]], Result],
+    read: Callable[[dict[str, Any]], Result | None],
 ) -> list[Result]:
     context = _context(potential, settings)
     keys = [_key(structure, context) for structure in structures]
-    known = {key: read(json.loads(text)) for key, text in store().get(keys).items()}
+    stored = {key: read(json.loads(text)) for key, text in store().get(keys).items()}
+    known = {key: result for key, result in stored.items() if result is not None}
     count("cache_hits", sum(key in known for key in keys))
     missing = {key: s for key, s in zip(keys, structures, strict=True) if key not in known}
     count("cache_misses", sum(key in missing for key in keys))
@@ -137,9 +138,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def _lasting(result: PointResult | Relaxation) -> bool:
-    """Whether the same would come out again: not where time was up, or the network raised (memory may be short)."""
-    late = isinstance(result, Relaxation) and result.timed_out
-    return not late and not (result.error or "").startswith(("network", "calculator"))
+    """Whether the same would come out again: not where the network raised (memory may be short)."""
+    return not (result.error or "").startswith(("network", "calculator"))
 
 
 def _plain(result: PointResult | Relaxation) -> dict[str, Any]:
@@ -161,7 +161,10 @@ def _point(plain: dict[str, Any]) -> PointResult:
     return PointResult(plain["energy"], arrays["forces"], arrays["stress"], plain["error"])
 
 
-def _relaxation(plain: dict[str, Any]) -> Relaxation:
+def _relaxation(plain: dict[str, Any], seconds: float | None) -> Relaxation | None:
+    """None where it had less time than it has now."""
+    if (had := plain["stopped_after"]) is not None and (seconds is None or had < seconds):
+        return None
     if (crystal := plain["structure"]) is not None:
         symbols = [Element.from_Z(z).symbol for z in crystal["numbers"]]
         plain["structure"] = Structure(Lattice(crystal["lattice"]), symbols, crystal["frac_coords"])

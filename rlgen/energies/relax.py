@@ -24,8 +24,8 @@ NAN = float("nan")
 class Relaxation:
     """How one crystal relaxed: energies in eV/atom, max_force in eV/Å (over atoms and cell), on the scale `scale`.
 
-    structure is None, and the energies NaN, where `error` says why the crystal could not be relaxed. timed_out: it was
-    stopped by the time limit, before it converged and before its steps were used up.
+    structure is None, and the energies NaN, where `error` says why the crystal could not be relaxed. stopped_after:
+    the time limit (s) that stopped it, before it converged and before its steps were used up.
     """
 
     energy: float
@@ -36,7 +36,11 @@ class Relaxation:
     max_force: float
     scale: str
     error: str | None = None
-    timed_out: bool = False
+    stopped_after: float | None = None
+
+    @property
+    def timed_out(self) -> bool:
+        return self.stopped_after is not None
 
 
 def relax(
@@ -75,7 +79,7 @@ def relax(
             forces = flight.walker.look(point, fmax)
             late = seconds is not None and time.monotonic() - flight.started > seconds
             if forces is None or flight.walker.steps >= steps or late:
-                results[flight.index] = _result(flight.walker, potential.scale, steps)
+                results[flight.index] = _result(flight.walker, potential.scale, seconds if flight.walker.steps < steps else None)
                 landed.append(flight)
             else:
                 flight.walker.step(forces)
@@ -100,7 +104,7 @@ def _walker(structure: Structure, fixed_cell: bool, symmetry: bool) -> Walker:
     return Walker(cell, fixed_cell=fixed_cell, symmetry=operations)
 
 
-def _result(walker: Walker, scale: str, steps: int) -> Relaxation:
+def _result(walker: Walker, scale: str, limit: float | None) -> Relaxation:
     if walker.error is not None:
         return Relaxation(NAN, walker.initial_energy, None, walker.steps, False, NAN, scale, walker.error)
     symbols = [Element.from_Z(int(z)).symbol for z in walker.numbers]
@@ -112,5 +116,5 @@ def _result(walker: Walker, scale: str, steps: int) -> Relaxation:
         walker.converged,
         walker.max_force,
         scale,
-        timed_out=not walker.converged and walker.steps < steps,
+        stopped_after=None if walker.converged else limit,
     )
