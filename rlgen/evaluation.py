@@ -183,15 +183,15 @@ def failures(samples: pd.DataFrame) -> dict[str, int]:
     kinds: Counter[str] = Counter()
     for status, reason in zip(samples["status"], samples["reason"], strict=True):
         if status == "invalid":
-            kinds[f"invalid: {_kind(reason)}"] += 1
+            kinds[f"invalid: {kind(reason)}"] += 1
         elif status == "failed":
             for one in reason.split("; "):  # several rewards may have failed
                 reward, _, why = one.partition(": ")
-                kinds[f"{reward}: {_kind(why)}"] += 1
+                kinds[f"{reward}: {kind(why)}"] += 1
     return dict(kinds.most_common())
 
 
-def _kind(reason: str) -> str:
+def kind(reason: str) -> str:
     """A reason without its details: what stands before the first colon, number or comma."""
     return re.split(r"[:,]|\s*-?\d", reason)[0].strip() or "other"
 

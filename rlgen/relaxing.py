@@ -18,6 +18,7 @@ from pymatgen.core import Structure
 from rlgen.energies import load_potential
 from rlgen.energies.cache import relaxations
 from rlgen.energies.relax import Relaxation
+from rlgen.evaluation import kind
 from rlgen.hull import Hull, HullError
 from rlgen.progress import progress_bar
 from rlgen.reward_pool import RewardPool
@@ -154,8 +155,8 @@ def summary(columns: dict[str, list[Any]]) -> str:
         f"{len(table)} samples: {outcomes['converged']} converged, {outcomes['steps']} ran out of steps, "
         f"{outcomes['time']} of time, {outcomes['failed']} failed"
     ]
-    kinds = Counter(reason.split(":")[0] for reason in table.loc[table["outcome"] == "failed", "reason"])
-    lines += [f"  {n} {kind}" for kind, n in kinds.most_common()]
+    kinds = Counter(kind(reason) for reason in table.loc[table["outcome"] == "failed", "reason"])
+    lines += [f"  {n} {what}" for what, n in kinds.most_common()]
     done = table[table["outcome"] != "failed"]
     if len(done):
         lowered = (done["energy_written"] - done["energy"]).median() * 1000

@@ -79,7 +79,8 @@ def relax(
             forces = flight.walker.look(point, fmax)
             late = seconds is not None and time.monotonic() - flight.started > seconds
             if forces is None or flight.walker.steps >= steps or late:
-                results[flight.index] = _result(flight.walker, potential.scale, seconds if flight.walker.steps < steps else None)
+                limit = seconds if flight.walker.steps < steps else None
+                results[flight.index] = _result(flight.walker, potential.scale, limit)
                 landed.append(flight)
             else:
                 flight.walker.step(forces)

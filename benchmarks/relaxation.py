@@ -1,0 +1,191 @@
+"""Our relaxation against ASE's, one crystal at a time: whether energies agree, and what each costs.
+
+`python benchmarks/relaxation.py part=agreement energy=m3gnet source=mp20 n=200` relaxes each crystal with our FIRE and
+with ASE's optimiser over a FrechetCellFilter, same potential, same fmax, and counts how often energies are within
+2 meV/atom. For those that are not it says which side is lower, and what comes out when ours goes on from where ASE
+ended: the same energy there means that the two fell into different minima. source: policy (sampled from the shipped
+policy), mp20. optimiser: FIRE, BFGS.
+
+`python benchmarks/relaxation.py part=speed energy=m3gnet n=128 cores=2` relaxes crystals of the shipped policy: by the
+relaxer of the potential's own library (over ASE), by ASE with our potential behind its interface, and by ours, each
+crystal alone (as for the cache) and in batches. cores: so many processes of one thread share the crystals.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+from typing import Any
+
+import ase.optimize
+import numpy as np
+import torch
+from ase.calculators.calculator import Calculator, all_changes
+from ase.filters import FrechetCellFilter
+from pymatgen.core import Structure
+
+from rlgen.energies import Potential, load_potential
+from rlgen.energies.base import Cell
+from rlgen.energies.relax import relax
+
+DEFAULTS = {"part": "speed", "energy": "m3gnet", "n": "128", "source": "policy", "fmax": "", "steps": "", "cores": "1",
+            "optimiser": "FIRE", "seed": "0", "atoms": "20"}  # fmt: skip
+AGREES = 2e-3
+
+
+class Ours(Calculator):
+    """One of our potentials behind ASE's interface."""
+
+    implemented_properties = ("energy", "forces", "stress")
+
+    def __init__(self, potential: Potential):
+        super().__init__()
+        self.potential = potential
+
+    def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        point = self.potential.evaluate_cells([Cell(atoms.numbers, atoms.positions.copy(), atoms.cell.array)])[0]
+        if point.error is not None or point.forces is None or point.stress is None:
+            raise RuntimeError(point.error)
+        voigt = point.stress.ravel()[[0, 4, 8, 5, 2, 1]]
+        self.results = {"energy": point.energy * len(atoms), "forces": point.forces, "stress": voigt}
+
+
+def with_ase(structure: Structure, potential: Potential, optimiser: str, fmax: float, steps: int) -> Any:
+    """(energy eV/atom, steps, converged, atoms), or why ASE's run ended."""
+    atoms = structure.to_ase_atoms()
+    atoms.calc = Ours(potential)
+    run = getattr(ase.optimize, optimiser)(FrechetCellFilter(atoms), logfile=None)
+    try:
+        converged = run.run(fmax=fmax, steps=steps)
+    except (RuntimeError, np.linalg.LinAlgError, ValueError) as error:
+        return str(error)
+    return atoms.get_potential_energy() / len(atoms), run.nsteps, bool(converged), atoms
+
+
+def crystals(source: str, n: int, seed: int, atoms: int) -> list[Structure]:
+    if source == "mp20":
+        from rlgen.data import load
+
+        records = load("mp20").splits["test"]
+        chosen = np.random.default_rng(seed).permutation(len(records))
+        found: list[Any] = [records[i].structure for i in chosen[: 2 * n]]
+    else:
+        from policies.model import CrystalPolicy
+        from policies.sampler import decode, sample
+
+        policy, prompts = CrystalPolicy.load("shipped", None)
+        conditions = prompts.sample(2 * n, np.random.default_rng(seed))
+        found = decode(policy, sample(policy, conditions, torch.Generator().manual_seed(seed)))
+    return [crystal for crystal in found if isinstance(crystal, Structure) and len(crystal) <= atoms][:n]
+
+
+def agreement(structures: Sequence[Structure], energy: str, optimiser: str, fmax: float, steps: int) -> None:
+    """A line for each crystal that disagrees, and the shares."""
+    potential = load_potential(energy)
+    print(f"{len(structures)} crystals, {potential.scale}, fmax {fmax} eV/Å, at most {steps} steps, ASE's {optimiser}")
+    same, apart, ours_steps, their_steps, refused = 0, 0, 0, 0, 0
+    differences: list[float] = []
+    for i, structure in enumerate(structures):
+        if i and i % 25 == 0:
+            print(f"  {i} done, {same} agree, {apart} in different minima, {refused} not relaxed", flush=True)
+        ours = relax([structure], potential, fmax=fmax, steps=steps)[0]
+        theirs = with_ase(structure, potential, optimiser, fmax, steps)
+        if ours.error is not None or isinstance(theirs, str):
+            refused += 1
+            print(f"  {i} {structure.formula}: ours {ours.error or f'{ours.energy:.4f}'}, ASE {theirs}", flush=True)
+            continue
+        ours_steps, their_steps = ours_steps + ours.steps, their_steps + theirs[1]
+        differences.append(ours.energy - theirs[0])
+        if abs(differences[-1]) < AGREES:
+            same += 1
+            continue
+        from_theirs = relax([Structure.from_ase_atoms(theirs[3])], potential, fmax=fmax, steps=steps)[0].energy
+        apart += abs(from_theirs - theirs[0]) < AGREES
+        print(f"  {i} {structure.formula}: ours − ASE {1e3 * differences[-1]:+.1f} meV/atom, ours from ASE's end "
+              f"{1e3 * (from_theirs - theirs[0]):+.1f}; converged: {ours.converged}, {theirs[2]}; first − last "
+              f"{1e3 * (ours.initial_energy - ours.energy):.0f}", flush=True)  # fmt: skip
+    n, d = len(differences), np.array(differences)
+    print(f"within 2 meV/atom: {same} of {n} ({same / n:.1%}); {apart} more ended in different minima "
+          f"(ours lower in {np.sum(d < -AGREES)}, ASE in {np.sum(d > AGREES)}); not relaxed by one or both: {refused}; "
+          f"median |ΔE| {1e3 * np.median(np.abs(d)):.2f} meV/atom; steps: ours {ours_steps / n:.0f}, "
+          f"ASE {their_steps / n:.0f}")  # fmt: skip
+
+
+@cache
+def relaxer(energy: str) -> Any:
+    """(structure, fmax, steps) -> steps taken, of the potential's own library, with the network as we evaluate it."""
+    potential: Any = load_potential(energy)
+    if energy == "chgnet":
+        from chgnet.model.dynamics import StructOptimizer
+
+        optimiser = StructOptimizer(model=potential._model, optimizer_class="FIRE", use_device="cpu")
+        return lambda s, fmax, steps: len(optimiser.relax(s, fmax=fmax, steps=steps, verbose=False)["trajectory"])
+    import matgl
+    from matgl.ext.ase import Relaxer
+
+    from rlgen.energies.weights import M3GNET, TENSORNET, folder_of
+
+    theirs = matgl.load_model(str(folder_of(M3GNET if energy == "m3gnet" else TENSORNET)))
+    theirs.model = potential._model
+    relaxer = Relaxer(theirs, optimizer="FIRE")
+    return lambda s, fmax, steps: len(relaxer.relax(s, fmax=fmax, steps=steps)["trajectory"].energies)
+
+
+def measure(side: str, structures: list[Structure], energy: str, fmax: float, steps: int) -> tuple[float, float, int]:
+    """(wall-clock seconds, CPU seconds, evaluations) of one process with one thread, the potential being loaded."""
+    torch.set_num_threads(1)
+    potential = load_potential(energy)
+    if side == "library":
+        relaxer(energy)
+    started, cpu = time.perf_counter(), time.process_time()
+    if side == "library":
+        evaluations = sum(relaxer(energy)(structure, fmax, steps) for structure in structures)
+    elif side == "ase":
+        runs = [with_ase(structure, potential, "FIRE", fmax, steps) for structure in structures]
+        evaluations = sum(run[1] + 1 for run in runs if not isinstance(run, str))
+    else:
+        results = relax(structures, potential, fmax=fmax, steps=steps, atoms_in_flight=1 if side == "alone" else 128)
+        evaluations = sum(result.steps + 1 for result in results)
+    return time.perf_counter() - started, time.process_time() - cpu, evaluations
+
+
+def speed(structures: list[Structure], energy: str, fmax: float, steps: int, cores: int) -> None:
+    """A row for each side; sides take turns, so that a busy machine slows all of them alike."""
+    atoms = np.mean([len(structure) for structure in structures])
+    print(f"{len(structures)} crystals of {atoms:.1f} atoms, {energy}, fmax {fmax} eV/Å, {cores} process(es)")
+    sides = {"library": "its library's relaxer", "ase": "ASE, our potential", "alone": "ours, alone",
+             "batched": "ours, batched"}  # fmt: skip
+    totals = {side: np.zeros(3) for side in sides}
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        for start in range(0, len(structures), 16 * cores):
+            piece = structures[start : start + 16 * cores]
+            for side in sides:
+                parts = [pool.submit(measure, side, piece[k::cores], energy, fmax, steps) for k in range(cores)]
+                done = np.array([part.result() for part in parts])
+                totals[side] += [done[:, 0].max(), done[:, 1].sum(), done[:, 2].sum()]
+    base = totals["library"]
+    print("side | crystals/s | crystals per CPU s | evaluations | ms of CPU per evaluation | CPU time against the first")
+    for side, (wall, cpu, evaluations) in totals.items():
+        print(f"{sides[side]} | {len(structures) / wall:.2f} | {len(structures) / cpu:.2f} | {evaluations:.0f} | "
+              f"{1e3 * cpu / evaluations:.1f} | {base[1] / cpu:.2f}×", flush=True)  # fmt: skip
+
+
+def main(arguments: Sequence[str]) -> None:
+    given = DEFAULTS | dict(argument.split("=", 1) for argument in arguments)
+    if unknown := given.keys() - DEFAULTS.keys():
+        sys.exit(f"unknown: {', '.join(unknown)}; known keys: {', '.join(DEFAULTS)}")
+    structures = crystals(given["source"], int(given["n"]), int(given["seed"]), int(given["atoms"]))
+    if given["part"] == "agreement":
+        fmax, steps = float(given["fmax"] or 0.05), int(given["steps"] or 300)
+        agreement(structures, given["energy"], given["optimiser"], fmax, steps)
+    else:
+        speed(structures, given["energy"], float(given["fmax"] or 0.1), int(given["steps"] or 100), int(given["cores"]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
