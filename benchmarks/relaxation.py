@@ -169,7 +169,7 @@ def speed(structures: list[Structure], energy: str, fmax: float, steps: int, cor
                 done = np.array([part.result() for part in parts])
                 totals[side] += [done[:, 0].max(), done[:, 1].sum(), done[:, 2].sum()]
     base = totals["library"]
-    print("side | crystals/s | crystals per CPU s | evaluations | ms of CPU per evaluation | CPU time against the first")
+    print("side | crystals/s | crystals per CPU s | evaluations | ms of CPU per evaluation | CPU against the first")
     for side, (wall, cpu, evaluations) in totals.items():
         print(f"{sides[side]} | {len(structures) / wall:.2f} | {len(structures) / cpu:.2f} | {evaluations:.0f} | "
               f"{1e3 * cpu / evaluations:.1f} | {base[1] / cpu:.2f}×", flush=True)  # fmt: skip
