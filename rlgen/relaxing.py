@@ -1,7 +1,7 @@
 """Relaxes samples in the reward pool's workers, and gathers what became of each in one table.
 
 The workers leave their results in the cache and this process reads them there: crystals do not have to travel back,
-and a run that was stopped goes on where it was.
+and a run that was stopped goes on where it was. Workers therefore run on this machine.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from pymatgen.core import Structure
 
+from rlgen.config import RayConfig
 from rlgen.energies import load_potential
 from rlgen.energies.cache import relaxations
 from rlgen.energies.relax import Relaxation
@@ -87,7 +88,7 @@ def relax_samples(
     # A relaxation takes seconds and large cells many: small chunks and a patient limit, or slow crystals count as lost.
     limit = 900.0 if reward.seconds is None else 4 * reward.seconds + 60
     with (
-        RewardPool([reward], reward.name, workers=workers, chunk=4, timeout_s=limit) as pool,
+        RewardPool([reward], reward.name, workers=workers, ray=RayConfig(chunk=4, timeout_s=limit)) as pool,
         progress_bar() as bar,
     ):
         bar.disable = not progress
