@@ -97,7 +97,8 @@ def agreement(structures: Sequence[Structure], energy: str, optimiser: str, fmax
         theirs = with_ase(structure, potential, optimiser, fmax, steps)
         if ours.error is not None or isinstance(theirs, str):
             refused += 1
-            print(f"  {i} {structure.formula}: ours {ours.error or f'{ours.energy:.4f}'}, ASE {theirs}", flush=True)
+            ase_end = theirs if isinstance(theirs, str) else f"{theirs[0]:.4f}"
+            print(f"  {i} {structure.formula}: ours {ours.error or f'{ours.energy:.4f}'}, ASE {ase_end}", flush=True)
             continue
         ours_steps, their_steps = ours_steps + ours.steps, their_steps + theirs[1]
         differences.append(ours.energy - theirs[0])
