@@ -1,6 +1,7 @@
 """What the guards of the stability reward refuse: real crystals by mistake, and crystals made to fool a potential.
 
     python benchmarks/guards.py energy=m3gnet audit=chgnet n=2000
+    python benchmarks/guards.py energy=m3gnet max_force=5 n=2000
     python benchmarks/guards.py energy=m3gnet mode=relax steps=50 n=2000 families=
     python benchmarks/guards.py energy=chgnet audit=m3gnet real= n=0
 
@@ -87,13 +88,14 @@ def measured(reward: Stability, crystals: list[Structure], piece: int = 50) -> t
     return np.concatenate(raw), reasons
 
 
-def main(energy: str = "m3gnet", audit: str = "", mode: str = "single_point", steps: int = 50, n: int = 2000,
-         made: int = 200, real: str = "yes", families: str = "yes") -> None:  # fmt: skip
+def main(energy: str = "m3gnet", audit: str = "", mode: str = "single_point", max_force: float | None = None,
+         steps: int = 50, n: int = 2000, made: int = 200, real: str = "yes",
+         families: str = "yes") -> None:  # fmt: skip
     common = {"energy": energy, "mode": mode, "steps": steps, "cache": False}
     unguarded = Stability(**common, floor=1e9, closest=1e-9, vacuum=15, max_force=1e9 if mode == "relax" else None)
-    guarded = {"guards": Stability(**common)}
+    guarded = {"guards": Stability(**common, max_force=max_force)}
     if audit:
-        guarded["guards and audit"] = Stability(**common, audit=audit)
+        guarded["guards and audit"] = Stability(**common, max_force=max_force, audit=audit)
     if real:
         crystals = real_crystals(n)
         counters.drain()
@@ -134,4 +136,5 @@ def paid_of(reward: Stability, crystals: list[Structure]) -> int:
 if __name__ == "__main__":
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     numbers = {key: int(given.pop(key)) for key in ("steps", "n", "made") if key in given}
-    main(**given, **numbers)
+    force = {"max_force": float(given.pop("max_force"))} if "max_force" in given else {}
+    main(**given, **numbers, **force)

@@ -544,5 +544,6 @@ def main(verb: str, run: Any) -> None:
         print(f"rlgen.{verb}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"rlgen.{verb}: interrupted; a run goes on from its last checkpoint with resume=FOLDER", file=sys.stderr)
+        how = "when it is called again" if verb == "hull" else "from its last checkpoint with resume=FOLDER"
+        print(f"rlgen.{verb}: interrupted; a run goes on {how}", file=sys.stderr)
         raise SystemExit(130) from None
