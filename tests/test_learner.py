@@ -19,7 +19,7 @@ from rlgen.types import UserError
 CPU = Accelerator(cpu=True)
 ALGORITHMS = {"grpo": {"learning_rate": 8e-3},
               "rloo": {"learning_rate": 8e-3, "loss_type": "dr_grpo"},
-              "ppo": {"num_iterations": 2, "minibatch": 16, "scale_rewards": "batch"}}
+              "ppo": {"learning_rate": 6e-3, "num_iterations": 2, "scale_rewards": "batch"}}
 
 
 def learner_of(name, policy, **changes):
@@ -162,6 +162,17 @@ def test_replayed_rows_keep_the_logprobs_of_the_policy_that_drew_them():
     outside = ((expected < 0.8) | (expected > 1.28)) & chosen
     assert stats["policy/clip_fraction"] == pytest.approx(float(outside.sum() / drawn.mask.sum()), abs=1e-6)
     assert stats["policy/logprob_gap"] < 1e-5  # of the fresh rows alone
+
+
+def test_rows_drawn_ahead_by_an_older_policy_are_weighted_too():
+    """As a pipeline draws them: nothing marks them but their log-probabilities."""
+    old, learner = tiny(), learner_of("grpo", tiny(1))
+    drawn = rollout_of(old, 0)
+    expected = (learner.policy.token_logprobs(drawn.ids)[0].detach() - drawn.logprobs).exp()
+    stats = learner.update(drawn, cubic_share(old, drawn), np.random.default_rng(0))
+    outside = ((expected < 0.8) | (expected > 1.28)) & drawn.mask
+    assert stats["policy/clip_fraction"] == pytest.approx(float(outside.sum() / drawn.mask.sum()), abs=1e-6)
+    assert stats["policy/clip_fraction"] > 0.1
 
 
 # KL and entropy by kind
