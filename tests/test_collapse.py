@@ -139,7 +139,7 @@ def test_a_policy_that_is_paid_for_one_group_is_stopped(tmp_path):
     assert "collapse: diversity/space_groups fell" in notes[-1] and notes[-1].endswith("the run stops (rollbacks: 0)")
 
 
-def test_prompts_keep_it_from_collapsing(tmp_path):
+def test_the_same_reward_with_prompts_and_a_lower_rate_gives_no_alarm(tmp_path):
     lines, notes = paid_for_one_group(tmp_path, "steps=14", "algorithm.group_size=2", "algorithm.learning_rate=1e-3")
     assert len(lines) == 14 and lines[-1]["collapse/alarms"] == 0
     assert not any("fell" in note for note in notes)
