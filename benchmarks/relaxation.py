@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import cache
 from multiprocessing import get_context
 from typing import Any
+from unittest.mock import patch
 
 import ase.optimize
 import numpy as np
@@ -28,8 +31,9 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.filters import FrechetCellFilter
 from pymatgen.core import Structure
 
-from rlgen.energies import Potential, load_potential
+from rlgen.energies import Potential, base, load_potential
 from rlgen.energies.base import Cell
+from rlgen.energies.fire import Walker
 from rlgen.energies.relax import relax
 
 DEFAULTS = {"part": "speed", "energy": "m3gnet", "n": "128", "source": "policy", "fmax": "", "steps": "", "cores": "1",
@@ -176,16 +180,70 @@ def speed(structures: list[Structure], energy: str, fmax: float, steps: int, cor
               f"{1e3 * cpu / evaluations:.1f} | {base[1] / cpu:.2f}×", flush=True)  # fmt: skip
 
 
+def profile(structures: list[Structure], energy: str, fmax: float, steps: int) -> None:
+    """A row for each share of the CPU time of one thread; neighbour lists include the guards on the geometry."""
+    torch.set_num_threads(1)
+    potential: Any = load_potential(energy)
+    potential.evaluate(structures[:1])  # what is set up once
+    spent: Counter[str] = Counter()
+
+    def timed(share: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            start = time.process_time()
+            result = function(*arguments, **keywords)
+            spent[share] += time.process_time() - start
+            return result
+
+        return call
+
+    watched = [("network, forward", potential, "_energies"), ("network, backward", torch.autograd, "grad"),
+               ("neighbour lists", base, "neighbours"), ("FIRE", Walker, "look"), ("FIRE", Walker, "step")]  # fmt: skip
+    with ExitStack() as stack:
+        for share, owner, name in watched:
+            stack.enter_context(patch.object(owner, name, timed(share, getattr(owner, name))))
+        start = time.process_time()
+        results = relax(structures, potential, fmax=fmax, steps=steps)
+        total = time.process_time() - start
+    spent["the rest (batches, crystals in and out)"] = total - sum(spent.values())
+    evaluations = sum(result.steps + 1 for result in results)
+    print(f"{len(structures)} crystals, {potential.scale}, fmax {fmax} eV/Å: {evaluations} evaluations, {total:.1f} s")
+    for share, seconds in spent.most_common():
+        print(f"{share} | {seconds / total:.1%}")
+
+
+def batch(structures: list[Structure], energy: str, seed: int, orders: int = 4) -> None:
+    """Single points with company, in some orders, against each crystal's energy alone; one thread."""
+    torch.set_num_threads(1)
+    potential = load_potential(energy)
+    alone = np.array([potential.evaluate([structure], forces=False)[0].energy for structure in structures])
+    differences = np.empty((orders, len(structures)))
+    for k in range(orders):
+        order = np.random.default_rng([seed, k]).permutation(len(structures))
+        points = potential.evaluate([structures[i] for i in order], forces=False)
+        differences[k, order] = np.abs([point.energy for point in points] - alone[order])
+    differences = differences[:, ~np.isnan(alone)]
+    print(f"{differences.shape[1]} crystals in {orders} orders, {potential.scale}, against each alone:")
+    print(f"{np.mean(differences > 0):.0%} of the energies differ, by at most {differences.max():.1e} eV/atom")
+
+
 def main(arguments: Sequence[str]) -> None:
     given = DEFAULTS | dict(argument.split("=", 1) for argument in arguments)
     if unknown := given.keys() - DEFAULTS.keys():
         sys.exit(f"unknown: {', '.join(unknown)}; known keys: {', '.join(DEFAULTS)}")
     structures = crystals(given["source"], int(given["n"]), int(given["seed"]), int(given["atoms"]))
-    if given["part"] == "agreement":
-        fmax, steps = float(given["fmax"] or 0.05), int(given["steps"] or 300)
-        agreement(structures, given["energy"], given["optimiser"], fmax, steps)
+    part, energy = given["part"], given["energy"]
+    agrees = part == "agreement"
+    fmax, steps = float(given["fmax"] or (0.05 if agrees else 0.1)), int(given["steps"] or (300 if agrees else 100))
+    if agrees:
+        agreement(structures, energy, given["optimiser"], fmax, steps)
+    elif part == "speed":
+        speed(structures, energy, fmax, steps, int(given["cores"]))
+    elif part == "profile":
+        profile(structures, energy, fmax, steps)
+    elif part == "batch":
+        batch(structures, energy, int(given["seed"]))
     else:
-        speed(structures, given["energy"], float(given["fmax"] or 0.1), int(given["steps"] or 100), int(given["cores"]))
+        sys.exit(f"part={part}: known are agreement, batch, profile, speed")
 
 
 if __name__ == "__main__":

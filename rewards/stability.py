@@ -28,8 +28,8 @@ class Stability:
 
     energy: the potential. mode: "single_point" judges the crystal as written, which teaches to write relaxed geometry;
     "relax" lets it relax first (up to `steps` FIRE steps, to `fmax` eV/Å), which forgives it. hull: a file of
-    `python -m rlgen.hull`; None: the hull of the potential's scale. cache: look up results of earlier runs and steps;
-    each crystal is then computed alone on a CPU (docs/energies.md).
+    `python -m rlgen.hull`; None: the hull of the potential's scale. cache: look up relaxations of earlier runs and
+    steps, on a CPU each crystal is then relaxed alone (docs/energies.md); single points are computed in batches always.
 
     What the guards (`rewards/guards.py`) refuse is not measured, so that no policy is paid for finding it. floor: a
     crystal further (eV/atom) below the hull is a hole in the potential, not a discovery. closest: least distance of
@@ -130,18 +130,11 @@ class Stability:
                 for structure, result in zip(structures, results, strict=True)
             ]
         found = []
-        points = self._points(structures, potential, self.max_force is not None)
+        points = potential.evaluate(structures, forces=self.max_force is not None)
         for structure, point in zip(structures, points, strict=True):
             strong = "" if self.max_force is None else _too_strong(_largest_force(point, structure), self.max_force)
             found.append((point.energy, structure, point.error or strong))
         return found
-
-    def _points(self, structures: Sequence[Structure], potential: Potential, forces: bool) -> list[PointResult]:
-        from rlgen.energies import cache
-
-        if self.cache:
-            return cache.single_points(structures, potential, forces=forces)
-        return potential.evaluate(structures, forces)
 
     def _hold_audit(self, raw: np.ndarray, reasons: list[str], crystals: Mapping[int, Structure]) -> None:
         """Let a second potential judge what would be paid: changes raw and reasons in place."""
@@ -150,7 +143,7 @@ class Stability:
         if auditor is None or not paid:
             return
         potential, hull = auditor
-        points = self._points([crystals[i] for i in paid], potential, False)
+        points = potential.evaluate([crystals[i] for i in paid], forces=False)
         for i, point in zip(paid, points, strict=True):
             other, why = _above(hull, crystals[i], point.energy, potential.scale)
             why = point.error or why

@@ -1,4 +1,4 @@
-"""The cache of energies: the same bits whatever the company, shared by processes, and never in the way."""
+"""The cache of relaxations: the same bits whatever the company, shared by processes, and never in the way."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rewards.stability import Stability
 from rlgen import counters, tracking
 from rlgen.energies import PointResult, cache, known, load_potential
 from rlgen.energies import store as stores
+from rlgen.energies.relax import Relaxation
 from rlgen.energies.store import FILE, Store
 from rlgen.types import RewardBreakdown
 
@@ -51,40 +52,42 @@ def counted() -> tuple[int, int]:
     return drained["cache_hits"], drained["cache_misses"]
 
 
+def points(structures, potential) -> list[Relaxation]:
+    """Relaxations of no steps, the cheapest results that the cache has."""
+    return cache.relaxations(structures, potential, fmax=0.1, steps=0)
+
+
 def same(one, two) -> bool:
     return all(
-        a.energy == b.energy and a.steps == b.steps and a.max_force == b.max_force and a.structure == b.structure
+        all(getattr(a, name) == getattr(b, name) for name in Relaxation.__slots__)
         and (a.structure.frac_coords == b.structure.frac_coords).all()
         and (a.structure.lattice.matrix == b.structure.lattice.matrix).all()
         for a, b in zip(one, two, strict=True)
-    )  # fmt: skip
+    )
 
 
 def test_a_second_look_computes_nothing(potential, crystals, monkeypatch):
-    first = cache.single_points([*crystals, ISOLATED, DISORDERED], potential)
+    first = points([*crystals, ISOLATED, DISORDERED], potential)
     assert counted() == (0, 5)
     monkeypatch.setattr(type(potential), "evaluate_cells", None)
-    second = cache.single_points([DISORDERED, ISOLATED, *crystals[::-1]], potential)[::-1]
+    second = points([DISORDERED, ISOLATED, *crystals[::-1]], potential)[::-1]
     assert counted() == (5, 0)
-    assert [point.energy for point in second[:3]] == [point.energy for point in first[:3]]
+    assert same(second[:3], first[:3])
     assert [point.error for point in second[3:]] == [point.error for point in first[3:]]
     assert second[3].error.startswith("isolated") and second[4].error.startswith("disorder")
 
 
-def test_forces_come_back_as_they_were(potential, crystals):
-    first, second = (cache.single_points(crystals[:2], potential, forces=True) for _ in range(2))
+def test_geometry_and_forces_come_back_as_they_were(potential, crystals):
+    first, second = (cache.relaxations(crystals[:2], potential, fmax=0.1, steps=1) for _ in range(2))
     assert counted() == (2, 2)
-    for one, two in zip(first, second, strict=True):
-        np.testing.assert_array_equal(one.forces, two.forces)
-        np.testing.assert_array_equal(one.stress, two.stress)
-    assert cache.single_points(crystals[:1], potential)[0].forces is None  # another result, not half of that one
+    assert same(first, second) and all(result.max_force > 0 for result in second)
+    assert points(crystals[:1], potential)[0].steps == 0  # another result, not half of that one
     assert counted() == (0, 1)
 
 
 def test_results_do_not_depend_on_the_company_nor_on_what_is_cached(potential, crystals, tmp_path, monkeypatch):
     """What exact resuming needs: an empty cache, a full one, and any order give the same bits."""
     together = cache.relaxations(crystals, potential, fmax=0.1, steps=8)
-    points = cache.single_points(crystals, potential)
     monkeypatch.setenv("RLGEN_CACHE", str(tmp_path / "other"))
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -95,20 +98,20 @@ def test_results_do_not_depend_on_the_company_nor_on_what_is_cached(potential, c
         torch.set_num_threads(threads)
     assert same(together, alone)
     assert same(together, cache.relaxations(crystals, potential, fmax=0.1, steps=8))
-    assert [p.energy for p in cache.single_points(crystals[::-1], potential)[::-1]] == [p.energy for p in points]
 
 
 def test_another_process_computes_the_same(potential, crystals, tmp_path, monkeypatch):
-    mine = cache.single_points(crystals[:1], potential)[0]
+    mine = points(crystals[:1], potential)[0]
     crystals[0].to(str(tmp_path / "crystal.json"))
     monkeypatch.setenv("RLGEN_CACHE", str(tmp_path / "theirs"))
     code = (
         "from pymatgen.core import Structure; from rlgen.energies import cache, load_potential; "
-        f"cache.single_points([Structure.from_file({str(tmp_path / 'crystal.json')!r})], load_potential('chgnet'))"
+        f"crystal = Structure.from_file({str(tmp_path / 'crystal.json')!r}); "
+        "cache.relaxations([crystal], load_potential('chgnet'), fmax=0.1, steps=0)"
     )
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     counters.drain()
-    assert cache.single_points(crystals[:1], potential)[0].energy == mine.energy
+    assert points(crystals[:1], potential)[0].energy == mine.energy
     assert counted() == (1, 0)
 
 
@@ -126,11 +129,11 @@ def test_other_settings_and_potentials_are_other_results(potential, crystals, mo
 
 def test_what_may_come_out_otherwise_is_not_kept(potential, crystals, monkeypatch):
     failed = PointResult.failed("network: out of memory")
-    monkeypatch.setattr(potential, "evaluate", lambda structures, forces: [failed] * len(structures))
-    cache.single_points(crystals[:1], potential)
+    monkeypatch.setattr(potential, "evaluate_cells", lambda cells, forces: [failed] * len(cells))
+    assert points(crystals[:1], potential)[0].error == failed.error
     monkeypatch.undo()
     counters.drain()
-    assert cache.single_points(crystals[:1], potential)[0].error is None
+    assert points(crystals[:1], potential)[0].error is None
     assert counted() == (0, 1)
 
 
@@ -179,7 +182,7 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_only(tmp_path, caplog, 
     monkeypatch.setenv("RLGEN_CACHE", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert cache.single_points(crystals[:1], potential)[0].error is None
+            assert points(crystals[:1], potential)[0].error is None
     assert caplog.text.count("going on without this cache") == 1
     assert counted() == (0, 2)
 
@@ -197,15 +200,18 @@ def test_processes_write_at_once(own_cache):
     assert Store(own_cache).get(keys) == {key: str(i) for i, key in enumerate(keys)}
 
 
-def test_stability_uses_it(crystals):
-    reward = Stability(energy="chgnet")
+def test_stability_uses_it_for_relaxations(crystals):
+    settings = {"energy": "chgnet", "mode": "relax", "steps": 1, "max_force": 50.0}
+    reward = Stability(**settings)
     first = reward.measure(crystals, [{}] * 3)
-    assert counted() == (0, 3)
+    assert counted() == (0, 3) and np.isfinite(first).all()
     np.testing.assert_array_equal(reward.measure(crystals[::-1], [{}] * 3)[::-1], first)
     assert counted() == (3, 0)
-    without = Stability(energy="chgnet", cache=False).measure(crystals, [{}] * 3)
+    without = Stability(**settings, cache=False).measure(crystals, [{}] * 3)
+    as_written = Stability("chgnet").measure(crystals, [{}] * 3)
     assert counted() == (0, 0)
     np.testing.assert_allclose(without, first, atol=1e-5)
+    assert (np.abs(as_written - first) > 1e-3).all()  # single points are not what relaxed
 
 
 def test_the_curves_show_the_hit_rate():

@@ -100,12 +100,13 @@ def test_energies_do_not_depend_on_the_workers():
     try:
         torch.set_num_threads(1)
         for workers in (0, 2):
-            with RewardPool([Stability("chgnet", cache=False)], "stability", workers=workers, ray=settings) as pool:
+            with RewardPool([Stability("chgnet")], "stability", workers=workers, ray=settings) as pool:
                 results.append(pool.score(crystals))
     finally:
         torch.set_num_threads(threads)
     assert_equal(*results)
     assert len(np.unique(results[0].raw)) == 9
+    assert "cache_misses" not in results[0].counters  # nor "cache_hits": both sides have computed
 
 
 @pytest.mark.parametrize("victims", [1, 2])

@@ -1,50 +1,37 @@
-"""Energies and relaxations that were computed once: one SQLite file for all runs and processes.
+"""Relaxations that were computed once: one SQLite file for all runs and processes.
 
 A result is found again by the exact description of its crystal (every bit of the cell and of the positions), the
-potential, the settings and the versions of what computes. Equivalent descriptions are not looked for: finding out costs
-a tenth of an energy, their energies agree to rounding only, and a run would depend on which of them came first.
+potential, the settings and the versions of what computes. Equivalent descriptions are not looked for: finding out takes
+time, their energies agree to rounding only, and a run would depend on which of them came first. Single points are not
+kept: policies hardly ever write the same crystal twice, and a single point is cheap in a batch.
 
 A run that goes on from a checkpoint must equal one that was never stopped, bit for bit on a CPU, whatever other runs
 and workers have left here. So a cached result must be what would be computed now. In a batch that is not so: the last
-digits depend on the company, hence on who else was found here. On a CPU, therefore, each crystal is computed alone and
-on one thread. On a GPU, where nothing is exact, crystals that are not found are computed together.
+digits depend on the company, hence on who else was found here. On a CPU, therefore, each crystal is relaxed alone and
+on one thread. On a GPU, where nothing is exact, crystals that are not found are relaxed together.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from pymatgen.core import Element, Lattice, Structure
 
 from rlgen.counters import count
-from rlgen.energies import PointResult, Potential
+from rlgen.energies import Potential
 from rlgen.energies.base import Cell
 from rlgen.energies.relax import Relaxation, relax
 from rlgen.energies.store import store
 
 #: Raise when what is computed, or how it is written down, changes.
 VERSION = 1
-
-Result = TypeVar("Result", PointResult, Relaxation)
-
-
-def single_points(structures: Sequence[Structure], potential: Potential, *, forces: bool = False) -> list[PointResult]:
-    """As `potential.evaluate`, from the cache where it can be."""
-    return _cached(
-        structures,
-        potential,
-        {"point": True, "forces": forces},
-        lambda todo: potential.evaluate(todo, forces),
-        _point,
-    )
 
 
 def relaxations(
@@ -59,25 +46,9 @@ def relaxations(
 ) -> list[Relaxation]:
     """As `relax`, from the cache where it can be. What ran out of time is tried again only if it has more now."""
     settings: dict[str, Any] = {"fmax": fmax, "steps": steps, "fixed_cell": fixed_cell, "symmetry": symmetry}
-    return _cached(
-        structures,
-        potential,
-        settings,
-        lambda todo: relax(todo, potential, seconds=seconds, **settings),
-        lambda plain: _relaxation(plain, seconds),
-    )
-
-
-def _cached(
-    structures: Sequence[Structure],
-    potential: Potential,
-    settings: dict[str, Any],
-    compute: Callable[[Sequence[Structure]], list[Result]],
-    read: Callable[[dict[str, Any]], Result | None],
-) -> list[Result]:
     context = _context(potential, settings)
     keys = [_key(structure, context) for structure in structures]
-    stored = {key: read(json.loads(text)) for key, text in store().get(keys).items()}
+    stored = {key: _relaxation(json.loads(text), seconds) for key, text in store().get(keys).items()}
     known = {key: result for key, result in stored.items() if result is not None}
     count("cache_hits", sum(key in known for key in keys))
     missing = {key: s for key, s in zip(keys, structures, strict=True) if key not in known}
@@ -85,7 +56,8 @@ def _cached(
     groups = [list(missing)] if _device(potential).type != "cpu" else [[key] for key in missing]
     for group in filter(None, groups):
         with _one_thread():
-            found = dict(zip(group, compute([missing[key] for key in group]), strict=True))
+            results = relax([missing[key] for key in group], potential, seconds=seconds, **settings)
+        found = dict(zip(group, results, strict=True))
         known |= found
         # Written at once: a worker that is lost later has not worked for nothing.
         store().put({key: json.dumps(_plain(result)) for key, result in found.items() if _lasting(result)})
@@ -137,16 +109,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _lasting(result: PointResult | Relaxation) -> bool:
+def _lasting(result: Relaxation) -> bool:
     """Whether the same would come out again: not where the network raised (memory may be short)."""
     return not (result.error or "").startswith(("network", "calculator"))
 
 
-def _plain(result: PointResult | Relaxation) -> dict[str, Any]:
-    """For JSON, which keeps every bit of a float; forces (N, 3) and the crystal become lists."""
-    if isinstance(result, PointResult):
-        arrays = {name: None if (a := getattr(result, name)) is None else a.tolist() for name in ("forces", "stress")}
-        return {"energy": result.energy, "error": result.error, **arrays}
+def _plain(result: Relaxation) -> dict[str, Any]:
+    """For JSON, which keeps every bit of a float; the crystal becomes lists."""
     structure = result.structure
     crystal = None if structure is None else {
         "numbers": list(structure.atomic_numbers),
@@ -154,11 +123,6 @@ def _plain(result: PointResult | Relaxation) -> dict[str, Any]:
         "frac_coords": structure.frac_coords.tolist(),
     }
     return {name: getattr(result, name) for name in Relaxation.__slots__} | {"structure": crystal}
-
-
-def _point(plain: dict[str, Any]) -> PointResult:
-    arrays = {name: None if plain[name] is None else np.array(plain[name]) for name in ("forces", "stress")}
-    return PointResult(plain["energy"], arrays["forces"], arrays["stress"], plain["error"])
 
 
 def _relaxation(plain: dict[str, Any], seconds: float | None) -> Relaxation | None:

@@ -17,7 +17,7 @@ from rlgen.energies.symmetry import Symmetry
 #: A relaxed volume outside these multiples of the first is an explosion or a collapse of the potential, not a crystal.
 SHRINK, SWELL = 0.4, 2.5
 #: FIRE's constants, for Å and eV at unit mass. A first step three times as long as usual, no waiting before steps grow,
-#: and a faster decay of α take a third fewer evaluations on generated crystals than the paper's.
+#: and a faster decay of α take fewer evaluations on generated crystals than the paper's.
 FIRST_DT, LARGEST_DT, GROW, HALVE, ALPHA, ALPHA_DECAY = 0.3, 1.0, 1.1, 0.5, 0.1, 0.97
 #: No atom moves, and no cell strains, by more than this in a step (Å).
 LONGEST_STEP = 0.2
