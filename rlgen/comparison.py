@@ -15,8 +15,9 @@ from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.sampler import decode, sample
 from rlgen import samples, tracking
-from rlgen.config import RayConfig, plain
+from rlgen.config import plain
 from rlgen.evaluation import as_dict, as_markdown, evaluate, table
+from rlgen.settings import RayConfig
 from rlgen.tracking import Run
 
 

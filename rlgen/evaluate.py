@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Console
 
 from rlgen import energies, samples
-from rlgen.config import RayConfig, main, plain
+from rlgen.config import main, plain
 from rlgen.evaluation import as_dict, as_markdown, evaluate, table
+from rlgen.settings import RayConfig
 
 
 def run(config: Any) -> None:

@@ -19,11 +19,11 @@ from pymatgen.core import Structure
 from rewards.novelty import Novelty
 from rewards.stability import Stability
 from rlgen import metrics
-from rlgen.config import RayConfig
 from rlgen.metrics import Estimate
 from rlgen.protostructure import read_label
 from rlgen.reference import Reference, duplicate_groups, protostructure_label
 from rlgen.report import as_dict, as_markdown, table
+from rlgen.settings import RayConfig
 from rlgen.types import CrystalError, UserError
 
 if TYPE_CHECKING:

@@ -20,12 +20,13 @@ from omegaconf import OmegaConf
 from policies.model import CrystalPolicy
 from rlgen import algorithms, checkpoint, processes, samples
 from rlgen.comparison import compare
-from rlgen.config import RayConfig, changes_of, device_of, main, plain, resumed
+from rlgen.config import changes_of, device_of, main, plain, resumed
 from rlgen.experience import Collector, make_rewards, resolve_energies
 from rlgen.likelihood import nll, real_crystals
 from rlgen.pipeline import Pipeline
 from rlgen.progress import describe, log_step, progress_bar
 from rlgen.reward_pool import RewardPool
+from rlgen.settings import RayConfig
 from rlgen.stages import Stages
 from rlgen.tracking import Run
 from rlgen.training import Training
@@ -36,7 +37,7 @@ def run(config: Any) -> None:
     changes, going_on = changes_of("finetune", config), config.resume is not None
     config, last = resumed(config)
     algorithms.check(config)
-    if config.replay.rows >= config.algorithm.group_size:
+    if config.replay.fraction and config.replay.rows >= config.algorithm.group_size:
         raise UserError(f"replay.rows={config.replay.rows} must leave room in groups of {config.algorithm.group_size}")
     processes.join(config, cpu=device_of(config.device).type == "cpu")
     resolve_energies(config)

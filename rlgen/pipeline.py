@@ -18,9 +18,10 @@ from typing import Any
 from policies.model import CrystalPolicy
 from policies.sampler import Rollout
 from rlgen import processes
-from rlgen.config import RayConfig, plain
+from rlgen.config import plain
 from rlgen.experience import Collector, Measured, make_rewards
 from rlgen.reward_pool import RewardPool
+from rlgen.settings import RayConfig
 from rlgen.stages import Stage, Stages
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.base import Reward
-from rlgen.config import RayConfig
+from rlgen.settings import RayConfig
 from rlgen.types import UserError
 
 #: A joined cluster may start its head anew; Ray itself ends this process after 60 s without one, without a word.

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from pymatgen.core import Structure
 
-from rlgen.config import RayConfig
 from rlgen.energies import load_potential
 from rlgen.energies.cache import relaxations
 from rlgen.energies.relax import Relaxation
@@ -23,6 +22,7 @@ from rlgen.evaluation import kind
 from rlgen.hull import Hull, HullError
 from rlgen.progress import progress_bar
 from rlgen.reward_pool import RewardPool
+from rlgen.settings import RayConfig
 from rlgen.types import Condition, CrystalError, UserError
 
 Mode = Literal["full", "positions", "single_point"]

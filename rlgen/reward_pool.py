@@ -17,9 +17,9 @@ from rewards.base import Reward
 from rewards.expression import Expression, parse
 from rewards.validity import Validity
 from rlgen import counters
-from rlgen.config import RayConfig
 from rlgen.reward_measure import Measured, Payload, measure, pack
 from rlgen.reward_workers import Task, Workers
+from rlgen.settings import RayConfig
 from rlgen.types import Condition, CrystalError, RewardBreakdown, UserError
 
 #: What the pool itself counts; a breakdown has them even when they are 0.

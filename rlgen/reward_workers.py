@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from rewards.base import Reward
-from rlgen.config import RayConfig
 from rlgen.ray_session import RaySession
 from rlgen.reward_measure import Measured, Payload, measure
+from rlgen.settings import RayConfig
 from rlgen.types import Condition, UserError
 
 logger = logging.getLogger(__name__)

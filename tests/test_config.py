@@ -11,7 +11,8 @@ import torch
 from omegaconf import OmegaConf
 
 from rlgen import checkpoint, config
-from rlgen.config import SCHEMAS, known_keys, load
+from rlgen.config import known_keys, load
+from rlgen.settings import SCHEMAS
 from rlgen.types import UserError
 
 #: What must be given, by verb.

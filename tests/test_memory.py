@@ -10,11 +10,12 @@ from omegaconf import OmegaConf
 from policies.model import SHIPPED
 from policies.prompts import PromptTable
 from rlgen import checkpoint, reference
-from rlgen.config import MemoryConfig, load
+from rlgen.config import load
 from rlgen.experience import Collector
 from rlgen.memory import SHAPES, Memory
 from rlgen.metrics import exp_entropy
 from rlgen.protostructure import read_label
+from rlgen.settings import MemoryConfig
 
 NACL, KCL, KBR = "AB_cF8_225_a_b:Cl-Na", "AB_cF8_225_a_b:Cl-K", "AB_cF8_225_a_b:Br-K"
 CSCL_OF_NACL = "AB_cP2_221_a_b:Cl-Na"

@@ -14,9 +14,9 @@ from toy_rewards import Length, rocksalts
 
 from rewards.novelty import Novelty
 from rewards.uniqueness import Uniqueness
-from rlgen.config import RayConfig
 from rlgen.ray_session import user_modules
 from rlgen.reward_pool import RewardPool
+from rlgen.settings import RayConfig
 from rlgen.types import UserError
 
 MY_REWARD = """
@@ -104,7 +104,7 @@ LOST = """
 import os, sys, threading, time
 import psutil, ray
 from toy_rewards import Length, rocksalts
-from rlgen.config import RayConfig
+from rlgen.settings import RayConfig
 from rlgen.reward_pool import RewardPool
 from rlgen.types import UserError
 

@@ -13,8 +13,8 @@ from toy_rewards import Asked, Length, Misconfigured, Rank, Starting, rocksalt, 
 from rewards.stability import Stability
 from rewards.uniqueness import Uniqueness
 from rewards.validity import Validity
-from rlgen.config import RayConfig
 from rlgen.reward_pool import RewardPool
+from rlgen.settings import RayConfig
 from rlgen.types import CrystalError, UserError
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rlgen import energies
-from rlgen.config import RayConfig, main, plain
+from rlgen.config import main, plain
 from rlgen.hull import built, shipped_scales
 from rlgen.hull.build import build
+from rlgen.settings import RayConfig
 
 
 def run(config: Any) -> None:

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from pymatgen.core import Composition, Element, Structure
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rlgen.config import RayConfig
 from rlgen.data import Record, cache_dir, load
 from rlgen.data.cache import write_aside
 from rlgen.energies import load_potential
 from rlgen.energies.elements import make
 from rlgen.hull import built, file_name
 from rlgen.reward_pool import RewardPool
+from rlgen.settings import RayConfig
 from rlgen.types import Condition, UserError
 
 _PIECE = pa.schema([("key", pa.string()), ("formula", pa.string()), ("energy", pa.float64()), ("source", pa.string())])
