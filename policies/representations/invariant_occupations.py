@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from policies.representations.orbit_tables import tables
-from policies.representations.patterns import Pattern, has_group
+from policies.representations.patterns import Pattern, has_group, pins
 
 Counts = tuple[int, ...]
 #: No multiplicity is larger.
@@ -126,6 +126,8 @@ def can_have(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: in
     fresh: atoms after those of `rest`, of elements not yet chosen. Where that takes long to find out, it is taken to be
     so. False where they cannot be completed at all.
     """
+    if _can_be_pinned(max_atoms, group, tuple(i for i, _ in pattern), rest, cap, fresh):
+        return True
     patience = [_PATIENCE]
 
     def walk(pattern: Pattern, rest: Counts, cap: int, fresh: int) -> bool:
@@ -151,4 +153,24 @@ def can_have(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: in
 def _pinned(group: int, finished: list[tuple[int, int]]) -> bool:
     """Whether the only site of an element that gets no more sites has the group by itself."""
     labels = [label for _, label in finished]
-    return any(labels.count(label) == 1 and has_group(group, [(i, 0)]) for i, label in finished)
+    return any(pins(group)[i] and labels.count(label) == 1 for i, label in finished)
+
+
+def _can_be_pinned(max_atoms: int, group: int, used: tuple[int, ...], rest: Counts, cap: int, fresh: int) -> bool:
+    """Whether an element that is still to come can have its only site on a position that pins the group: the way of
+    most. Elements of `rest` after a first one that is bound by `cap` are free to."""
+    first, others = (rest[0], rest[1:]) if rest and cap < ANY else (0, rest)
+    for i, (m, again) in enumerate(atoms_of(max_atoms, group)):
+        if not pins(group)[i] or (not again and i in used):
+            continue
+        taken = (*used, i)
+        if m in others:
+            j = others.index(m)
+            left = (*others[:j], *others[j + 1 :], *([fresh] if fresh else []))
+            if _held(max_atoms, group, taken, first, cap, tuple(sorted(left))):
+                return True
+        if m <= fresh:
+            left = (*others, *([fresh - m] if fresh > m else []))
+            if _held(max_atoms, group, taken, first, cap, tuple(sorted(left))):
+                return True
+    return False

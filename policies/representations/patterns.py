@@ -7,21 +7,23 @@ and the cell, taken at random, do not matter.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import cache
 
-import moyopy
 import numpy as np
 from pymatgen.core import Lattice
 
 from policies.representations.lattice import SYSTEMS, system_of
 from policies.representations.orbit_tables import tables
-from policies.representations.wyckoff import centring, positions
+from policies.representations.wyckoff import GRID, centring, operations, positions
 
 #: (position, label) of every site in the order of writing; labels tell elements apart, and count from 0 as they come.
 Pattern = tuple[tuple[int, int], ...]
-#: Å. The cells below are of some ten ångströms and their parameters far from anything special.
-_SYMPREC = 1e-3
+#: Coordinates are whole numbers of 1/_FINE: symmetry is exact, and parameters are equal only where they must be.
+_FINE = 24 * 10007
+_MAPS = np.array(list(itertools.product((-1, 0, 1), repeat=9))).reshape(-1, 3, 3)
+#: Å and degrees, with nothing in common.
 _EDGES, _ANGLES = np.array([9.13, 10.37, 11.71]), np.array([97.3, 103.1, 94.7])
 
 
@@ -61,24 +63,81 @@ def _completable(group: int, pattern: Pattern, left: int, start: int, max_atoms:
 
 
 @cache
+def pins(group: int) -> tuple[bool, ...]:
+    """By position whether one site on it, alone, has the group and no more symmetry."""
+    return tuple(_has_group(group, ((i, 0),)) for i in range(len(positions(group))))
+
+
+@cache
 def _pinned(group: int, pattern: Pattern) -> bool:
     """Whether one element's only site has the group by itself: the whole then has it too, whatever the others are."""
     labels = [label for _, label in pattern]
-    return any(labels.count(label) == 1 and _has_group(group, ((index, 0),)) for index, label in pattern)
+    return any(pins(group)[index] and labels.count(label) == 1 for index, label in pattern)
 
 
 @cache
 def _has_group(group: int, pattern: Pattern) -> bool:
-    table, points = positions(group), centring(group)[0]
-    rng = np.random.default_rng(20)
-    frac, numbers = [], []
+    """Whether all that keeps the sites of every element are the operations of the group."""
+    elements: dict[int, list[tuple[int, int]]] = {}
+    copies: dict[int, int] = {}
     for index, label in pattern:
-        orbit = table[index].orbit_matrix @ rng.random(table[index].dof) + table[index].orbit_shift / 24
-        frac.append(orbit % 1.0)
-        numbers += [label + 1] * len(orbit)
-    cell = moyopy.Cell(_generic_cell(system_of(group)).matrix.tolist(), np.concatenate(frac).tolist(), numbers)
-    found = moyopy.MoyoDataset(cell, symprec=_SYMPREC)
-    return found.number == group and len(found.prim_std_cell.numbers) * points == len(numbers)
+        copies[index] = copies.get(index, -1) + 1
+        elements.setdefault(label, []).append((index, copies[index]))
+    return len(frozenset.intersection(*(_symmetries(group, tuple(sites)) for sites in elements.values()))) == 1
+
+
+@cache
+def _symmetries(group: int, sites: tuple[tuple[int, int], ...]) -> frozenset[tuple[int, ...]]:
+    """The isometries that keep the atoms of one element on (position, copy): which of `_rotations`, and the shift.
+
+    Each stands for itself after any operation of the group.
+    """
+    atoms = np.concatenate([_orbit(group, *site) for site in sites])
+    turned = atoms @ _rotations(group)  # (K, N, 3)
+    shifts = (atoms - turned[:, :1]) % _FINE  # (K, N, 3): of the first atom to each
+    images = np.sort(_keys(turned[:, None] + shifts[:, :, None]), axis=-1)
+    good = (images == np.sort(_keys(atoms))).all(-1)
+    return frozenset((int(k), *shifts[k, j].tolist()) for k, j in zip(*good.nonzero(), strict=True))
+
+
+def _keys(points: np.ndarray) -> np.ndarray:
+    """One number for each place (..., 3) in the primitive cell."""
+    points = points % _FINE
+    return (points[..., 0] * _FINE + points[..., 1]) * _FINE + points[..., 2]
+
+
+@cache
+def _orbit(group: int, index: int, copy: int) -> np.ndarray:
+    """(N, 3) the atoms of a position in the primitive cell, at parameters that are others for each copy of it."""
+    position = positions(group)[index]
+    u = np.random.default_rng([index, copy]).integers(_FINE, size=position.dof)
+    points = position.orbit_matrix @ u + position.orbit_shift * (_FINE // GRID)
+    points = points @ centring(group)[1] % _FINE
+    return points[np.unique(_keys(points), return_index=True)[1]]
+
+
+@cache
+def _rotations(group: int) -> np.ndarray:
+    """(K, 3, 3) what isometries of the lattice do to primitive coordinates in rows, one of all that differ by rotations
+    of the group; the identity is the first."""
+    to_primitive = centring(group)[1]
+    own = np.unique(operations(group)[0], axis=0).transpose(0, 2, 1)
+    chosen: list[np.ndarray] = []
+    seen: set[bytes] = set()
+    for rotation in [np.eye(3, dtype=np.int64), *_holohedry(system_of(group))]:
+        whole = np.rint(primitive := np.linalg.inv(to_primitive) @ rotation @ to_primitive).astype(np.int64)
+        if rotation.tobytes() not in seen and np.abs(primitive - whole).max() < 1e-6:
+            chosen.append(whole)
+            seen |= {(g @ rotation).tobytes() for g in own}
+    return np.stack(chosen)
+
+
+@cache
+def _holohedry(system: int) -> np.ndarray:
+    """(K, 3, 3) the maps with entries -1..1 that keep the metric of a generic cell."""
+    cell = _generic_cell(system).matrix
+    metric = cell @ cell.T
+    return _MAPS[np.abs(_MAPS @ metric @ _MAPS.transpose(0, 2, 1) - metric).max((1, 2)) < 1e-6]
 
 
 @cache
