@@ -10,7 +10,7 @@ from policies.representations.quantiser import Q
 MIN_DISTANCE = 0.5
 #: Å: the least distance between the lattice planes of a cell (MP-20's least is 1.95). From twice the limit on, of two
 #: atoms only the pair of images that is nearest in every fractional coordinate can be too close.
-MIN_HEIGHT = 1.5
+MIN_HEIGHT = 1.9
 #: Å³ per atom: the least a cell offers (MP-20's densest has 6.7).
 MIN_VOLUME = 3.0
 
@@ -71,3 +71,14 @@ def free_on_line(metric: torch.Tensor, start: torch.Tensor, direction: torch.Ten
     ends.index_put_((row, first), torch.ones_like(row, dtype=torch.int32), accumulate=True)
     ends.index_put_((row, last + 1), -torch.ones_like(row, dtype=torch.int32), accumulate=True)
     return allowed & (ends.cumsum(1)[:, :steps] == 0)
+
+
+def sites_on_line(free: torch.Tensor, line: torch.Tensor, metric: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
+    """(N,) how many sites, of so many atoms (N,) each, are certain to find room on lines of which `free` (N,) of Q grid
+    values are free, wherever each is put: an atom takes at most twice the limit away from those that follow.
+
+    line: (N, 3) what a parameter from 0 to 1 runs through. metric: (N, 3, 3).
+    """
+    length = _product(line, metric, line).sqrt()
+    taken = ((2 * MIN_DISTANCE * Q / length).long() + 1) * atoms
+    return torch.where(free > 0, 1 + (free - 1).clamp(min=0) // taken, 0)

@@ -13,7 +13,7 @@ from policies.representations.base import EOS, PAD, State
 from policies.representations.distances import MIN_VOLUME
 from policies.representations.invariant import MULTIPLICITIES
 from policies.representations.invariant_formula import Formula
-from policies.representations.invariant_occupations import ANY, Counts, atoms_of, choices, makeable
+from policies.representations.invariant_occupations import ANY, Counts, atoms_of, choices, lasting, makeable
 from policies.representations.invariant_places import Places
 from policies.representations.lattice import LatticeState, system_of
 from policies.representations.patterns import Pattern
@@ -52,7 +52,7 @@ class InvariantState(State):
         self.rest: list[Counts] = [()] * b
         self.cap = [ANY] * b
         #: By position, which points must be occupied after a site on it.
-        self.needed: list[tuple[Counts, ...]] = [()] * b
+        self.needed: list[dict[int, Counts]] = [{}] * b
 
     def keep(self, rows: int) -> None:
         for name in ("phase", "group", "k", "grid", "formulas", "patterns", "rest", "cap", "needed"):
@@ -161,9 +161,28 @@ class InvariantState(State):
         if len(rows):
             found = [choices(self.rep.max_atoms, int(self.group[i]), self.patterns[i], self.rest[i], self.cap[i])
                      for i in rows.tolist()]
-            self.places.open_for(rows, self.group[rows], [x for x, _, _ in found], [x for _, x, _ in found])
-            for i, (_, _, needed) in zip(rows.tolist(), found, strict=True):
-                self.needed[i] = needed
+            possible, symmetric = ([some[k] for some in found] for k in range(2))
+            lasting = self._lasting(rows, possible)
+            self.places.open_for(rows, self.group[rows], possible, symmetric, [list(some) for some in lasting])
+            for i, some in zip(rows.tolist(), lasting, strict=True):
+                self.needed[i] = some
+
+    def _lasting(self, rows: torch.Tensor, possible: Sequence[Sequence[int]]) -> list[dict[int, Counts]]:
+        """By row those of some positions (indices) after which there is certain to be room for the rest, and the points
+        that must then be occupied later."""
+        def among(rows: torch.Tensor, lines: bool) -> list[dict[int, Counts]]:
+            room = self.places.room(rows, self.group[rows], lines).tolist()
+            return [lasting(self.rep.max_atoms, int(self.group[i]), self.rest[i], self.cap[i],
+                            tuple(some[: len(atoms_of(self.rep.max_atoms, int(self.group[i])))]))
+                    for i, some in zip(rows.tolist(), room, strict=True)]
+
+        found = among(rows, False)
+        # How much room lines have takes long to find out, and is only asked where others do not do.
+        tight = [r for r, (some, fine) in enumerate(zip(possible, found, strict=True)) if not fine.keys() >= set(some)]
+        if tight:
+            for r, fine in zip(tight, among(rows[tight], True), strict=True):
+                found[r] = fine
+        return found
 
     def _take_multiplicity(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         table = torch.tensor(MULTIPLICITIES, device=rows.device)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from policies.representations.orbit_tables import tables
+from policies.representations.orbit_tables import ANY, tables
 from policies.representations.patterns import Pattern, has_group, pins
 
 Counts = tuple[int, ...]
-#: No multiplicity is larger.
-ANY = 192
 #: Occupations looked at before a space group is taken to be possible.
 _PATIENCE = 200
 
@@ -75,28 +73,32 @@ def _sums_up(parts: Counts, total: int, cap: int) -> bool:
 
 
 @cache
-def choices(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int
-            ) -> tuple[Counts, Counts, tuple[Counts, ...]]:
-    """Positions (indices) that the next site may be on; those of them with which the crystal can have its group; and
-    for each position those without which, after a site on it, the crystal cannot be completed.
+def choices(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int) -> tuple[Counts, Counts]:
+    """Positions (indices) that the next site may be on, and those of them with which the crystal can have its group.
 
     pattern: the sites so far, elements labelled 0, 1, ... as they come. rest: atoms still to be placed of the current
     element, not 0, and of each that comes after it. cap: the largest position, in atoms, that may follow.
     """
-    label = _label(pattern, cap)
-    possible = [(i, after) for i, m, after in _steps(max_atoms, group, pattern, label, rest, cap)]
-    symmetric = tuple(i for i, after in possible if can_have(max_atoms, group, *after))
-    needed: list[Counts] = [()] * len(atoms_of(max_atoms, group))
-    for i, after in possible:
-        needed[i] = _needed(max_atoms, group, *after)
-    return tuple(i for i, _ in possible), symmetric, tuple(needed)
+    possible = _steps(max_atoms, group, pattern, _label(pattern, cap), rest, cap)
+    return (tuple(i for i, _, _ in possible),
+            tuple(i for i, _, after in possible if can_have(max_atoms, group, *after)))
 
 
-def _needed(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int) -> Counts:
-    """Positions (indices) without which what is left cannot be completed."""
-    used, others = tuple(i for i, _ in pattern), tuple(sorted(rest[1:]))
-    return tuple(i for i, (m, again) in enumerate(atoms_of(max_atoms, group)) if not again and i not in used and rest
-                 and m <= max(rest) and not _held(max_atoms, group, (*used, i), rest[0], cap, others))
+@cache
+def lasting(max_atoms: int, group: int, rest: Counts, cap: int, room: tuple[int, ...]) -> dict[int, Counts]:
+    """Positions (indices) on which a site leaves what there is room for; for each the points that must be occupied
+    later. rest, cap: as for `choices`. room: how many sites each position has room for, `ANY` for any number.
+    """
+    table, most, others = atoms_of(max_atoms, group), max(rest), tuple(sorted(rest[1:]))
+    free = tuple(sorted({m for (m, _), some in zip(table, room, strict=True) if some == ANY}))
+    few = tuple(0 if some == ANY else min(some, most // m) for (m, _), some in zip(table, room, strict=True))
+
+    def holds(i: int, without: int) -> bool:
+        fixed = (m for j, (m, _) in enumerate(table) if j != without for _ in range(few[j] - (j == i)))
+        return _fillable(free, tuple(sorted(fixed)), rest[0] - table[i][0], table[i][0], others)
+
+    return {i: tuple(j for j, (_, again) in enumerate(table) if not again and few[j] and i != j and not holds(i, j))
+            for i, (m, _) in enumerate(table) if room[i] and m <= min(rest[0], cap) and holds(i, -1)}
 
 
 def _label(pattern: Pattern, cap: int) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from policies.representations.distances import free_on_line, too_close
+from policies.representations.distances import free_on_line, sites_on_line, too_close
 from policies.representations.invariant_tables import SPECIAL, members, settle
-from policies.representations.orbit_tables import MOST_POSITIONS, tables
+from policies.representations.orbit_tables import ANY, MOST_POSITIONS, tables
 from policies.representations.quantiser import Q
 
 
@@ -34,15 +34,36 @@ class Places:
             setattr(self, name, getattr(self, name)[:rows])
 
     def open_for(self, rows: torch.Tensor, group: torch.Tensor, possible: Sequence[Sequence[int]],
-                 symmetric: Sequence[Sequence[int]]) -> None:
-        """Begin a site on one of some positions (indices): those with which the group can stay as it is and with room
-        for the atoms, or, if there are none, with room, or any."""
-        wanted, proper = (_bools(some, rows.device) for some in (possible, symmetric))
+                 symmetric: Sequence[Sequence[int]], lasting: Sequence[Sequence[int]]) -> None:
+        """Begin a site on one of some positions (indices): those with room for the atoms, with room for all that are
+        still to come, and with which the group can stay as it is; without the last, the last two, or all of that if
+        there are no such."""
+        wanted, proper, last = (_bools(some, rows.device) for some in (possible, symmetric, lasting))
         apart = self._roomy(rows, group, wanted)
         choice = wanted
-        for better in (apart, proper & apart):
+        for better in (apart, last & apart, proper & last & apart):
             choice = torch.where(better.any(1, keepdim=True), better, choice)
         self.open[rows] = choice
+
+    def room(self, rows: torch.Tensor, group: torch.Tensor, lines: bool) -> torch.Tensor:
+        """(R, 27) for how many sites positions are certain to have room, `ANY` where two or three parameters are free.
+
+        Without `lines`, those are taken to have none. On a line, each atom takes at most twice the limit away from
+        those that follow.
+        """
+        at = (self.t.base[group, None] + torch.arange(MOST_POSITIONS, device=rows.device)).clamp(
+            max=len(self.t.dof) - 1)
+        dof, inside = self.t.dof[at], torch.arange(MOST_POSITIONS, device=rows.device) < self.t.count[group, None]
+        found = torch.where(inside & (dof > 1), ANY, 0)
+        i, j = (inside & (dof == 0)).nonzero(as_tuple=True)
+        if len(i):
+            found[i, j] = self._point_free(rows[i], at[i, j]).long()
+        i, j = (inside & (dof == 1) & lines).nonzero(as_tuple=True)
+        if len(i):
+            site = at[i, j]
+            free = self._line_free(rows[i], site).sum(1)
+            found[i, j] = sites_on_line(free, self.t.matrix[site, 0, :, 0], self.metric[rows[i]], self.t.own[site])
+        return found
 
     def multiplicities(self, rows: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(R, 27) which positions are open, and their multiplicities in the conventional cell."""
@@ -50,12 +71,13 @@ class Places:
         return self.open[rows], self.t.members[at.clamp(max=len(self.t.members) - 1)]
 
     def narrow(self, rows: torch.Tensor, group: torch.Tensor, multiplicity: torch.Tensor,
-               needed: Sequence[Sequence[Sequence[int]]]) -> None:
+               needed: Sequence[dict[int, tuple[int, ...]]]) -> None:
         """Leave open only positions of a multiplicity (R,). needed: by row and position the points (indices) that must
         then be occupied later; they are kept free."""
         open_, found = self.multiplicities(rows, group)
         open_ &= found == multiplicity[:, None]
-        common = [set.intersection(*(set(points[i]) for i, here in enumerate(some) if here), set(range(MOST_POSITIONS)))
+        common = [set.intersection(*(set(points.get(i, ())) for i, here in enumerate(some) if here),
+                                   set(range(MOST_POSITIONS)))
                   for points, some in zip(needed, open_.tolist(), strict=True)]
         self._reserve(rows, group, _bools([sorted(points) for points in common], rows.device))
         apart = self._roomy(rows, group, open_)
@@ -141,7 +163,9 @@ class Places:
         step, halves = m.basis[member, k, k], m.basis[member, 1, 1] == Q // 2
         flat = m.dof[member] > 1
         along = torch.where((flat & halves & (k == 1))[:, None], m.line[member], m.basis[member, :, k])
-        moves = flat & ((step < Q) if k != 1 else (step == 1) | halves)
+        # Where x has settled y, too, it may have been allowed for another member's sake.
+        along = torch.where((step < Q)[:, None], along, 0) if k == 1 else along
+        moves = flat & ((step < Q) if k != 1 else (step == 1) | (step == Q) | halves)
         again = flat & halves & (k == 1)  # x has left two values of the first parameter, which y tells apart
         start = torch.where(again[:, None], m.line_shift[member], at)
         i = moves.nonzero()[:, 0]

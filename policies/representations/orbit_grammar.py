@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from policies.representations.base import EOS, MAX_Z, PAD, State
-from policies.representations.distances import MIN_VOLUME, free_on_line, too_close
+from policies.representations.distances import MIN_VOLUME, free_on_line, sites_on_line, too_close
 from policies.representations.lattice import LatticeState, system_of
 from policies.representations.orbit_chemistry import Chemistry
-from policies.representations.orbit_tables import MOST_POSITIONS
+from policies.representations.orbit_tables import ANY, MOST_POSITIONS, lasting
 from policies.representations.patterns import can_have_group, has_group
 from policies.representations.quantiser import Q
 from rlgen.types import Condition, UserError
@@ -114,10 +114,12 @@ class OrbitsState(State):
         possible = self.chemistry.orbits(rows, at, after, left, possible)
         end = torch.where(exact, left == 0, (self.n[rows] > 0) & (self.owed[rows] == 0))
         end = self.chemistry.ends(rows, end)
-        apart = possible & ~self._collide(rows, at, possible)
-        symmetric, proper_end = self._symmetric_orbits(rows, at, rest, apart, end)
+        room = self._room(rows, at, possible)
+        apart = possible & (room > 0)
+        lasting = self._lasting(rows, at, after, rest, room, apart)
+        symmetric, proper_end = self._symmetric_orbits(rows, at, rest, lasting, end)
         good, proper_end = _first_that_leaves_a_choice(
-            (symmetric, proper_end), (apart, end), (possible, end), (possible, torch.ones_like(end)))
+            (symmetric, proper_end), (lasting, end), (apart, end), (possible, end), (possible, torch.ones_like(end)))
         i, j = good.nonzero(as_tuple=True)
         mask[rows[i], self.rep.first["orbit"] + t.orbit[at[i, j]]] = True
         mask[rows, EOS] = proper_end
@@ -141,17 +143,44 @@ class OrbitsState(State):
             end[r] = has_group(int(self.group[i]), self.sites[i])
         return good, end
 
-    def _collide(self, rows: torch.Tensor, at: torch.Tensor, possible: torch.Tensor) -> torch.Tensor:
-        """(R, P): positions with no place for their atoms apart from others and each other: points, and full lines."""
-        found = torch.zeros_like(possible)
-        i, j = (possible & (self.t.dof[at] == 0)).nonzero(as_tuple=True)
+    def _room(self, rows: torch.Tensor, at: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """(R, P): for how many sites positions are certain to have room apart from others and each other, `ANY` where
+        two or three parameters are free; 0 where not wanted.
+
+        On a line, each atom takes at most twice the limit away from those that follow.
+        """
+        found = torch.where(wanted, ANY, 0)
+        i, j = (wanted & (self.t.dof[at] == 0)).nonzero(as_tuple=True)
         if len(i):
-            found[i, j] = self._point_taken(rows[i], at[i, j])
-        i, j = (possible & (self.t.dof[at] == 1)).nonzero(as_tuple=True)
+            found[i, j] = (~self._point_taken(rows[i], at[i, j])).long()
+        i, j = (wanted & (self.t.dof[at] == 1)).nonzero(as_tuple=True)
         if len(i):
-            free = self._free(rows[i], at[i, j], torch.zeros_like(i), torch.zeros(len(i), 3, device=rows.device))
-            found[i, j] = ~free.any(1)
+            site, metric = at[i, j], self.metric[rows[i]]
+            free = self._free(rows[i], site, torch.zeros_like(i), torch.zeros(len(i), 3, device=rows.device)).sum(1)
+            found[i, j] = sites_on_line(free, self.t.matrix[site, 0, :, 0], metric, self.t.own[site])
         return found
+
+    def _lasting(self, rows: torch.Tensor, at: torch.Tensor, after: torch.Tensor, rest: torch.Tensor,
+                 room: torch.Tensor, apart: torch.Tensor) -> torch.Tensor:
+        """Narrow positions (R, P) to those after which there is certain to be room for the atoms still to come.
+
+        Where planes and general positions can take all of these there always is.
+        """
+        t, apart = self.t, apart.clone()
+        exact = (self.asked_n[rows] > 0)[:, None]
+        tight = (apart & exact & ~t.roomy[after, rest.clamp(min=0)]).any(1).nonzero()[:, 0]
+        if not len(tight):
+            return apart
+        group, first = self.group[rows[tight]], self.t.base[self.group[rows[tight]], None]
+        others = (at[tight] < first + t.count[group][:, None]) & (rest[tight] >= 0) & (room[tight] == 0)
+        rooms = room[tight] + self._room(rows[tight], at[tight], others)
+        offset = (at[tight, 0] - first[:, 0]).tolist()
+        for r, g, start, left, some in zip(tight.tolist(), group.tolist(), offset, self._left(rows[tight]).tolist(),
+                                           rooms.tolist(), strict=True):
+            count = int(t.count[g])
+            fine = lasting(self.rep.max_atoms, g, start, left, (*[0] * start, *some[: count - start]))[start:]
+            apart[r, : len(fine)] &= torch.tensor(fine, device=apart.device)
+        return apart
 
     def _point_taken(self, rows: torch.Tensor, site: torch.Tensor) -> torch.Tensor:
         """(R,): whether atoms of a position without free parameters would be too close to others or to each other."""

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from policies.representations.wyckoff import centring, orbit_keys, positions
+from policies.representations.wyckoff import GRID, Position, centring, orbit_keys, positions
 
 MOST_POSITIONS = 27
+#: Stands for room for any number of sites.
+ANY = 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,8 @@ class Tables:
     block. dof: (R,). atoms: (R,) in the primitive cell. matrix, shift: (R, m, 3, 3), (R, m, 3) of the orbit's members,
     the representative first, zero-padded. members: (R,) in the conventional cell. points: (231,) lattice points per
     conventional cell. reach: (R, max_atoms + 1) bool: whether so many atoms can be made from this row on. least: (R,)
-    the least number of atoms that can. of_orbit: by group, orbit -> position.
+    the least number of atoms that can. roomy: as reach, by positions with two or three free parameters alone. own: (R,) atoms that one site has on
+    each of its own lines (of positions with one free parameter). of_orbit: by group, orbit -> position.
     """
 
     base: torch.Tensor
@@ -36,6 +39,8 @@ class Tables:
     points: torch.Tensor
     reach: torch.Tensor
     least: torch.Tensor
+    roomy: torch.Tensor
+    own: torch.Tensor
     of_orbit: tuple[dict[int, int], ...]
 
     def to(self, device: torch.device) -> Tables:
@@ -55,7 +60,7 @@ def tables(max_atoms: int) -> Tables:
     keys = orbit_keys()
     base, count, points = [0], [0], [1]
     rows: list[tuple[int, int, int, int]] = []  # orbit, dof, atoms, members
-    matrices, shifts, reach = [], [], []
+    matrices, shifts, reach, roomy, own = [], [], [], [], []
     of_orbit: list[dict[int, int]] = [{}]
     for group in range(1, 231):
         table, n = positions(group), centring(group)[0]
@@ -73,6 +78,8 @@ def tables(max_atoms: int) -> Tables:
         matrices.append(np.zeros((0, 3, 3), np.float32))
         shifts.append(np.zeros((0, 3), np.float32))
         reach += _reach([(r[2], r[1]) for r in rows[base[-1] : -1]], max_atoms)
+        roomy += _reach([(r[2] if r[1] > 1 else max_atoms + 1, r[1]) for r in rows[base[-1] : -1]], max_atoms)
+        own += [*(_own(p) for p in table), 0]
     most = max(r[3] for r in rows)
     matrix, shift = np.zeros((len(rows), most, 3, 3), np.float32), np.zeros((len(rows), most, 3), np.float32)
     for i, (m, s) in enumerate(zip(matrices, shifts, strict=True)):
@@ -83,7 +90,8 @@ def tables(max_atoms: int) -> Tables:
         base=torch.tensor(base, device="cpu"), count=torch.tensor(count, device="cpu"), orbit=orbit, dof=dof,
         atoms=atoms, matrix=torch.from_numpy(matrix), shift=torch.from_numpy(shift), members=members,
         points=torch.tensor(points, device="cpu"), reach=torch.from_numpy(reachable),
-        least=torch.from_numpy(reachable[:, 1:].argmax(1) + 1), of_orbit=tuple(of_orbit))
+        least=torch.from_numpy(reachable[:, 1:].argmax(1) + 1), roomy=torch.from_numpy(np.array(roomy)),
+        own=torch.tensor(own, device="cpu"), of_orbit=tuple(of_orbit))
 
 
 def _reach(found: list[tuple[int, int]], max_atoms: int) -> list[np.ndarray]:
@@ -103,3 +111,30 @@ def _reach(found: list[tuple[int, int]], max_atoms: int) -> list[np.ndarray]:
             now[atoms:] |= rows[-1][: max(0, max_atoms + 1 - atoms)]
         rows.append(now)
     return rows[::-1]
+
+
+@cache
+def lasting(max_atoms: int, group: int, start: int, left: int, room: tuple[int, ...]) -> tuple[bool, ...]:
+    """By position whether `left` atoms can be made of positions from `start` on, a site on this one the first of them.
+
+    room: how many sites each position has room for.
+    """
+    t = tables(max_atoms)
+    base, count = int(t.base[group]), int(t.count[group])
+    found, reached = [False] * count, 1  # bit n of `reached`: n atoms can be made of the positions that follow
+    for i in reversed(range(start, count)):
+        m, before = int(t.atoms[base + i]), reached
+        for k in range(1, min(room[i], left // m) + 1):
+            found[i] |= bool(before << k * m >> left & 1)
+            reached |= before << k * m
+    return tuple(found)
+
+
+def _own(position: Position) -> int:
+    """How many members of a position with one free parameter run along the line of the first."""
+    if position.dof != 1:
+        return 0
+    line, apart = position.orbit_matrix[:, :, 0], position.orbit_shift - position.orbit_shift[0]
+    along = (line == line[0]).all(1) | (line == -line[0]).all(1)
+    steps = np.arange(2 * GRID)[:, None, None] / 2 * line[0]  # shifts along a line are whole numbers of 1/48 of it
+    return int((along & ((apart - steps) % GRID == 0).all(2).any(0)).sum())
