@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,11 @@ from pymatgen.core import Element, Lattice, Structure
 
 from policies.representations import lattice
 from policies.representations.base import EOS, MAX_Z, Representation, State
+from policies.representations.invariant_digits import DigitsState, Spelling
 from policies.representations.quantiser import Q
 from policies.representations.symmetry import grid_positions, symmetrise
 from policies.representations.wyckoff import centring, operations, positions
-from rlgen.types import Condition, CrystalError
+from rlgen.types import Condition, CrystalError, UserError
 
 #: The Hall number of the standard setting of space groups 1 to 230; a test holds it against the operations used.
 HALL_NUMBERS = (
@@ -53,35 +54,52 @@ def ranks() -> tuple[int, ...]:
 
 
 class Invariant(Representation):
-    """Writes and reads crystals of up to `max_atoms` atoms in the primitive cell, in any of the 230 space groups."""
+    """Writes and reads crystals of up to `max_atoms` atoms in the primitive cell, in any of the 230 space groups.
+
+    numbers: "bins", one token a number, or "digits", as published.
+    """
 
     name = "invariant"
 
-    def __init__(self, max_atoms: int = 200):
-        super().__init__(max_atoms, {
-            "count": [f"×{i}" for i in range(1, max_atoms + 1)],
-            "end_formula": ["<formula>"],
-            "hall": [f"hall{number}" for number in HALL_NUMBERS],
-            **lattice.BLOCKS,
-            "multiplicity": [f"multiplicity{m}" for m in MULTIPLICITIES],
-            "coordinate": [f"{i}/{Q}" for i in range(Q)],
-        })
+    def __init__(self, max_atoms: int = 200, numbers: str = "bins"):
+        if numbers not in ("bins", "digits"):
+            raise UserError(f"numbers={numbers!r} of the representation invariant; known: bins, digits")
+        self.numbers = numbers
+        header = {"count": [f"×{i}" for i in range(1, max_atoms + 1)],
+                  "end_formula": ["<formula>"],
+                  "hall": [f"hall{number}" for number in HALL_NUMBERS]}
+        multiplicity = {"multiplicity": [f"multiplicity{m}" for m in MULTIPLICITIES]}
+        super().__init__(max_atoms, header | multiplicity | {"digit": list("0123456789")} if numbers == "digits" else
+                         header | lattice.BLOCKS | multiplicity | {"coordinate": [f"{i}/{Q}" for i in range(Q)]})
+
+    @cached_property
+    def _spelling(self) -> Spelling | None:
+        """How its numbers are written by digits; None where they are not."""
+        return Spelling(Invariant(self.max_atoms), self) if self.numbers == "digits" else None
+
+    def cell_blocks(self, group: int) -> list[str]:
+        """The blocks of the tokens that write a cell of a space group."""
+        return [block for i in lattice.FREE[lattice.system_of(group)] for block in lattice.KINDS[i >= 3][1:3]]
 
     @property
     def layout(self) -> str:
         """The order of the elements is part of it: it may change with pymatgen's electronegativities."""
-        return "invariant-1 " + " ".join(map(str, ranks()))
+        name = "invariant-1" if self.numbers == "bins" else "invariant-digits-1"
+        return f"{name} " + " ".join(map(str, ranks()))
 
     @property
     def max_length(self) -> int:
         elements = min(MAX_Z, self.max_atoms)
-        return self.prompt_length + 2 * elements + 2 + lattice.free_tokens(0) + 5 * self.max_atoms + 1
+        cell, site = (lattice.free_tokens(0), 5) if self.numbers == "bins" else (30, 14)
+        return self.prompt_length + 2 * elements + 2 + cell + site * self.max_atoms + 1
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return {"max_atoms": self.max_atoms}
+        return {"max_atoms": self.max_atoms, "numbers": self.numbers}
 
     def encode(self, structure: Structure) -> list[int]:
+        if self._spelling:
+            return self._spelling.spell(self._spelling.bins.encode(structure))
         crystal = symmetrise(structure)
         table, points = positions(crystal.group), centring(crystal.group)[0]
         sites, counts = [], dict.fromkeys((site.z for site in crystal.sites), 0)
@@ -109,6 +127,8 @@ class Invariant(Representation):
 
     def decode_arrays(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Primitive cell (3, 3) Å, fractional coordinates (N, 3) and atomic numbers (N,); raises as `decode`."""
+        if self._spelling:
+            return self._spelling.bins.decode_arrays(self._spelling.read(ids))
         formula, group, parameters, sites = self.parse(ids)
         points, to_primitive = centring(group)
         rotations, shifts = operations(group)
@@ -175,6 +195,9 @@ class Invariant(Representation):
     def start(self, prompts: torch.Tensor, conditions: Sequence[Condition] | None = None) -> State:
         from policies.representations.invariant_grammar import InvariantState
 
+        if self._spelling:  # prompts are the same
+            inner = InvariantState(self._spelling.bins, prompts, conditions)
+            return DigitsState(self._spelling, len(self.vocabulary), inner, prompts.device)
         return InvariantState(self, prompts, conditions)
 
 

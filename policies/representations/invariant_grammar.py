@@ -117,7 +117,7 @@ class InvariantState(State):
     # What came
 
     def advance(self, tokens: torch.Tensor) -> None:
-        before = self.phase.clone()
+        before = torch.where(tokens == PAD, ENDED, self.phase)  # padding moves nothing
         for phase, take in ((FORMULA, self._take_formula), (COUNT, self._take_count), (HALL, self._take_group),
                             (CELL, self._take_cell), (ELEMENT, self._take_element),
                             (MULTIPLICITY, self._take_multiplicity), (COORDINATE, self._take_coordinate)):
