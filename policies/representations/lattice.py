@@ -155,10 +155,14 @@ class LatticeState:
                 else:
                     self.parameters[at, which] = value + lowest
         self.written[rows] += 1
-        complete = self.written[rows] == 2 * (self.order[self.systems[rows]] >= 0).sum(1)
+        complete = self.complete(rows)
         done = rows[complete]
         self.parameters[done, :3] = self.parameters[done].gather(1, self.equal[self.systems[done]])
         return complete
+
+    def complete(self, rows: torch.Tensor) -> torch.Tensor:
+        """(R,) bool: which of these rows (indices) have written all of their cell."""
+        return self.written[rows] == 2 * (self.order[self.systems[rows]] >= 0).sum(1)
 
     def _bounds(self, rows: torch.Tensor, which: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Lowest and highest grid value (R,) of the parameter that each row writes next, in steps of the grid."""

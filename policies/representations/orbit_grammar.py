@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from policies.representations.orbits import Orbits
 
 GROUP, CELL, ORBIT, ELEMENT, COORDINATE, ENDED = range(6)
+#: Choices of later parameters that are looked at before a value is ruled out, and their steps: spread evenly.
+_TRIES, _STEPS = 16, (0.8192, 0.6711, 0.5498)
 #: Stands for an element that no other site has.
 FRESH = 0
 
@@ -225,21 +227,43 @@ class OrbitsState(State):
     def _coordinates(self, mask: torch.Tensor, rows: torch.Tensor) -> None:
         first = self.rep.first["coordinate"]
         free = self._free(rows, self.site[rows], self.k[rows], self.u[rows])
+        more = (self.k[rows] < self.t.dof[self.site[rows]] - 1).nonzero()[:, 0]
+        if len(more):
+            ahead = free[more] & self._free_ahead(rows[more], free[more])
+            free[more] = torch.where(ahead.any(1, keepdim=True), ahead, free[more])
         mask[rows, first : first + Q] = free | ~free.any(1, keepdim=True)
 
-    def _free(self, rows: torch.Tensor, site: torch.Tensor, k: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    def _free_ahead(self, rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """(R, Q): of the wanted values of the next parameter those with which some of `_TRIES` choices of the later ones
+        keep all atoms apart."""
+        found, left = torch.zeros_like(wanted), torch.arange(len(rows), device=rows.device)
+        for attempt in range(1, _TRIES + 1):
+            at = rows[left]
+            k, site = self.k[at], self.site[at]
+            later = torch.arange(3, device=at.device) > k[:, None]
+            tried = torch.tensor([int(attempt * step % 1 * Q) / Q for step in _STEPS], device=at.device)
+            u = torch.where(later & (later.cumsum(1) <= (self.t.dof[site] - 1 - k)[:, None]), tried, self.u[at])
+            found[left] |= self._free(at, site, k, u, True)
+            left = left[(wanted[left] & ~found[left]).any(1)]
+            if not len(left):
+                break
+        return found
+
+    def _free(self, rows: torch.Tensor, site: torch.Tensor, k: torch.Tensor, u: torch.Tensor, whole: bool = False
+              ) -> torch.Tensor:
         """(R, Q): values of parameter k, after those of u, that keep a position's atoms from each other and others.
 
-        A difference counts as soon as no later parameter can change it: those to other atoms with the last one.
+        A difference counts as soon as no later parameter can change it: those to other atoms with the last one. With
+        `whole`, the later parameters are those of u, too.
         """
         members, filled = int(self.t.members[site].max()), int(self.filled[rows].max())
         matrix, shift = self.t.matrix[site, :members], self.t.shift[site, :members]
         point = (matrix * u[:, None, None]).sum(-1) + shift  # parameters to come are still 0
         own = matrix[:, :1] - matrix[:, 1:]  # (R, members - 1, 3, 3)
         now = (torch.arange(3, device=rows.device) == k[:, None])[:, None, None]
-        later = (torch.arange(3, device=rows.device) > k[:, None])[:, None, None]
+        later = (torch.arange(3, device=rows.device) > k[:, None])[:, None, None] & (not whole)
         settled = ((own != 0) & later).flatten(2).any(2).logical_not()
-        last = (k == self.t.dof[site] - 1)[:, None]
+        last = (k == self.t.dof[site] - 1)[:, None] | whole
         start = torch.cat([point[:, :1] - self.atoms[rows, :filled], point[:, :1] - point[:, 1:]], 1)
         line = (matrix[:, 0] * now[:, 0]).sum(-1)
         direction = torch.cat([line[:, None].expand(-1, filled, -1), (own * now).sum(-1)], 1)

@@ -117,8 +117,20 @@ def _reach(found: list[tuple[int, int]], max_atoms: int) -> list[np.ndarray]:
 def lasting(max_atoms: int, group: int, start: int, left: int, room: tuple[int, ...]) -> tuple[bool, ...]:
     """By position whether `left` atoms can be made of positions from `start` on, a site on this one the first of them.
 
-    room: how many sites each position has room for.
+    room: how many sites each position has room for; a point may take that of one site from every line.
     """
+    t = tables(max_atoms)
+    base, count = int(t.base[group]), int(t.count[group])
+    dof = t.dof[base : base + count].tolist()
+    if start < count and dof[start] == 0 and any(d == 1 and some for d, some in zip(dof, room, strict=True)):
+        less = tuple(max(0, some - 1) if d == 1 else some for d, some in zip(dof, room, strict=True))
+        on_points = _lasting(max_atoms, group, start, left, less)
+        return tuple(some if d == 0 else other for d, some, other in
+                     zip(dof, on_points, _lasting(max_atoms, group, start, left, room), strict=True))
+    return _lasting(max_atoms, group, start, left, room)
+
+
+def _lasting(max_atoms: int, group: int, start: int, left: int, room: tuple[int, ...]) -> tuple[bool, ...]:
     t = tables(max_atoms)
     base, count = int(t.base[group]), int(t.count[group])
     found, reached = [False] * count, 1  # bit n of `reached`: n atoms can be made of the positions that follow

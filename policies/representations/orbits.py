@@ -17,30 +17,41 @@ import numpy as np
 import torch
 from pymatgen.core import Element, Lattice, Structure
 
-from policies.representations import lattice
-from policies.representations.base import EOS, Representation, State
+from policies.representations import lattice, orbit_published
+from policies.representations.base import EOS, MAX_Z, Representation, State
 from policies.representations.orbit_tables import Tables, tables
 from policies.representations.quantiser import Q
 from policies.representations.symmetry import grid_positions, symmetrise
 from policies.representations.wyckoff import centring, orbit_keys, positions
-from rlgen.types import Condition, CrystalError
+from rlgen.types import Condition, CrystalError, UserError
 
 
 class Orbits(Representation):
-    """Writes and reads crystals of up to `max_atoms` atoms in the primitive cell, in any of the 230 space groups."""
+    """Writes and reads crystals of up to `max_atoms` atoms in the primitive cell, in any of the 230 space groups.
+
+    order: "interleaved", in which the grammar keeps atoms apart, or "published" (see `orbit_published`).
+    """
 
     name = "orbits"
-    layout = "orbits-1"
 
-    def __init__(self, max_atoms: int = 200):
-        self.orbit_of = orbit_keys()
+    def __init__(self, max_atoms: int = 200, order: str = "interleaved"):
+        if order not in ("interleaved", "published"):
+            raise UserError(f"order={order!r} of the representation orbits; known: interleaved, published")
+        self.order, self.orbit_of = order, orbit_keys()
         blocks = {"orbit": [f"orbit{i}" for i in range(max(self.orbit_of.values()) + 1)], **lattice.BLOCKS,
                   "coordinate": [f"{i}/{Q}" for i in range(Q)]}
+        if order == "published":
+            blocks |= {"count": [f"×{i}" for i in range(1, max_atoms + 1)], "end_formula": ["<formula>"]}
         super().__init__(max_atoms, blocks)
 
     @property
+    def layout(self) -> str:
+        return "orbits-1" if self.order == "interleaved" else "orbits-published-1"
+
+    @property
     def max_length(self) -> int:
-        return self.prompt_length + 1 + lattice.free_tokens(0) + 5 * self.max_atoms + 1
+        formula = 2 * min(MAX_Z, self.max_atoms) + 1 if self.order == "published" else self.max_atoms
+        return self.prompt_length + 1 + lattice.free_tokens(0) + 4 * self.max_atoms + formula + 1
 
     @cached_property
     def tables(self) -> Tables:
@@ -52,6 +63,8 @@ class Orbits(Representation):
         n = sum(table[site.index].multiplicity for site in crystal.sites) // centring(crystal.group)[0]
         if n > self.max_atoms:
             raise CrystalError("parse", f"{n} atoms in the primitive cell, at most {self.max_atoms}")
+        if self.order == "published":
+            return orbit_published.write(self, crystal)
         ids = [self.first["space_group"] + crystal.group]
         ids += lattice.write(crystal.parameters, lattice.system_of(crystal.group), self.first)
         for site in crystal.sites:
@@ -89,6 +102,8 @@ class Orbits(Representation):
         ids = ids[: ids.index(EOS)]
         if not ids or not (group := self.read(ids[0], "space_group")):
             raise CrystalError("parse", "no space group")
+        if self.order == "published":
+            return orbit_published.parse(self, ids)
         system = lattice.system_of(group)
         at = 1 + lattice.free_tokens(system)
         if len(ids) < at + 2:
@@ -117,8 +132,9 @@ class Orbits(Representation):
     def start(self, prompts: torch.Tensor, conditions: Sequence[Condition] | None = None) -> State:
         from policies.representations.orbit_grammar import OrbitsState
 
-        return OrbitsState(self, prompts, conditions)
+        state = OrbitsState if self.order == "interleaved" else orbit_published.PublishedState
+        return state(self, prompts, conditions)
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return {"max_atoms": self.max_atoms}
+        return {"max_atoms": self.max_atoms, "order": self.order}
