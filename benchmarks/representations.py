@@ -1,8 +1,9 @@
 """The four ways of writing a crystal, side by side: `python benchmarks/representations.py minutes=5 samples=512`.
 
 Pretrains the `tiny` policy on MP-20 with each for the same time of training (steps are counted off a short run before),
-samples from each, judges the samples, and prints a table. `output=` keeps the runs; those that are there are not made
-again. `names=atoms,orbits` restricts it.
+samples from each, judges the samples, and prints a table. `output=` keeps the runs and the rows of the table: what is
+there is not made again, so that an interrupted benchmark goes on with the same command. `names=atoms,orbits` restricts
+it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def seconds_per_step(name: str, output: Path) -> float:
 
 
 def measured(name: str, minutes: float, samples: int, output: Path) -> dict[str, float | str]:
-    run = output / name
+    run, kept = output / name, output / f"{name}.json"
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
     if not (run / "policy" / "README.md").exists():
         steps = int(minutes * 60 / seconds_per_step(name, output / f"{name}_trial"))
         call("pretrain", f"representation={name}", *SETTINGS, f"steps={steps}", "warmup=100",
@@ -47,13 +50,15 @@ def measured(name: str, minutes: float, samples: int, output: Path) -> dict[str,
     (judged,) = json.loads((output / f"{name}_judged" / "table.json").read_text()).values()
     card = dict(line.strip("| \n").split(" | ", 1) for line in (run / "policy" / "README.md").read_text().splitlines()
                 if line.startswith("| ") and " | " in line.strip("| "))
-    return ({"steps": card["steps"].split(";")[0], "nats per crystal": card["validation NLL (nats per crystal)"],
+    row = ({"steps": card["steps"].split(";")[0], "nats per crystal": card["validation NLL (nats per crystal)"],
              "nats per atom": card["validation NLL (nats per atom)"]}
             | {share: f"{judged['summary'][share]['value']:.1%}" for share in SHARES}
             | {"space groups": f"{judged['summary']['space_groups']['value']:.1f}",
                "written": f"{judged['summary']['e_above_hull_written']['value']:.2f}",
                "relaxed": f"{judged['summary']['e_above_hull']['value']:.3f}",
                "crystals/s": f"{rate:.0f}"})
+    kept.write_text(json.dumps(row), encoding="utf-8")
+    return row
 
 
 def main(minutes: float = 5, samples: int = 512, output: str = "runs/representations",

@@ -101,7 +101,8 @@ class DigitsState(State):
         mask = torch.zeros(len(self.alive), self.size, dtype=torch.bool, device=self.alive.device)
         mask[:, self.outer[self.other]] = self.alive[:, self.other]
         digits = torch.einsum("bd,dpk->bpk", self.alive[:, self.number].float(), self.has) > 0
-        at = self.place[:, None, None].expand(-1, 1, 10)
+        # After what was not allowed nothing goes on.
+        at = self.place.clamp(max=LONGEST - 1)[:, None, None].expand(-1, 1, 10)
         mask[:, self.spelling.zero : self.spelling.zero + 10] = digits.gather(1, at)[:, 0]
         return mask
 
@@ -109,7 +110,7 @@ class DigitsState(State):
         digit = tokens - self.spelling.zero
         is_digit = digit >= 0
         rows = is_digit.nonzero()[:, 0]
-        self.alive[rows] &= self.digits[:, self.place[rows]].T == digit[rows, None]
+        self.alive[rows] &= digit[rows, None] == self.digits[:, self.place[rows].clamp(max=LONGEST - 1)].T
         self.place[rows] += 1
         first = self.alive.int().argmax(1)
         whole = is_digit & (self.place == self.length[first])

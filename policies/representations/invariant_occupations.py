@@ -89,7 +89,7 @@ def lasting(max_atoms: int, group: int, rest: Counts, cap: int, room: tuple[int,
     """Positions (indices) on which a site leaves what there is room for; for each the points that must be occupied
     later. rest, cap: as for `choices`. room: how many sites each position has room for, `ANY` for any number.
     """
-    table, most, others = atoms_of(max_atoms, group), max(rest), tuple(sorted(rest[1:]))
+    table, most, others = atoms_of(max_atoms, group), sum(rest), tuple(sorted(rest[1:]))
     free = tuple(sorted({m for (m, _), some in zip(table, room, strict=True) if some == ANY}))
     few = tuple(0 if some == ANY else min(some, most // m) for (m, _), some in zip(table, room, strict=True))
 

@@ -234,8 +234,8 @@ class OrbitsState(State):
         mask[rows, first : first + Q] = free | ~free.any(1, keepdim=True)
 
     def _free_ahead(self, rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """(R, Q): of the wanted values of the next parameter those with which some of `_TRIES` choices of the later ones
-        keep all atoms apart."""
+        """(R, Q): of the wanted values of the next parameter those with which some choice, of `_TRIES`, of the later
+        ones keeps all atoms apart."""
         found, left = torch.zeros_like(wanted), torch.arange(len(rows), device=rows.device)
         for attempt in range(1, _TRIES + 1):
             at = rows[left]

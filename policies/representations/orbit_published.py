@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from policies.representations import lattice
+from policies.representations.asked import Asked
 from policies.representations.base import EOS, PAD
 from policies.representations.distances import MIN_DISTANCE, MIN_VOLUME
 from policies.representations.invariant_formula import Formula, ranks
@@ -25,7 +26,7 @@ from policies.representations.patterns import Pattern
 from policies.representations.quantiser import Q
 from policies.representations.symmetry import Symmetrised
 from policies.representations.wyckoff import centring, positions
-from rlgen.types import Condition, CrystalError, UserError
+from rlgen.types import Condition, CrystalError
 
 if TYPE_CHECKING:
     from policies.representations.orbits import Orbits
@@ -105,8 +106,8 @@ class PublishedState(OrbitsState):
 
     def keep(self, rows: int) -> None:
         super().keep(rows)
-        self.asked, self.patterns, self.rest, self.cap, self.waiting = (
-            some[:rows] for some in (self.asked, self.patterns, self.rest, self.cap, self.waiting))
+        for name in ("asked", "patterns", "rest", "cap", "waiting"):
+            setattr(self, name, getattr(self, name)[:rows])
 
     def legal(self) -> torch.Tensor:
         mask = torch.zeros(len(self.phase), len(self.rep.vocabulary), dtype=torch.bool, device=self.phase.device)
@@ -155,8 +156,6 @@ class PublishedState(OrbitsState):
         self.phase[rows] = ELEMENT
 
     def _formula(self, i: int, group: int) -> Formula:
-        from policies.representations.asked import Asked
-
         return Formula(self.rep.max_atoms, group, int(self.asked_n[i]), int(self.owed[i]), Asked.of(self.asked[i]))
 
     def _take_formula(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:

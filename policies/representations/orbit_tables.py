@@ -24,8 +24,8 @@ class Tables:
     block. dof: (R,). atoms: (R,) in the primitive cell. matrix, shift: (R, m, 3, 3), (R, m, 3) of the orbit's members,
     the representative first, zero-padded. members: (R,) in the conventional cell. points: (231,) lattice points per
     conventional cell. reach: (R, max_atoms + 1) bool: whether so many atoms can be made from this row on. least: (R,)
-    the least number of atoms that can. roomy: as reach, by positions with two or three free parameters alone. own: (R,) atoms that one site has on
-    each of its own lines (of positions with one free parameter). of_orbit: by group, orbit -> position.
+    the least number of atoms that can. roomy: as reach, by positions with two or three free parameters alone. own:
+    (R,) atoms that a site with one free parameter has on each of its lines. of_orbit: by group, orbit -> position.
     """
 
     base: torch.Tensor
