@@ -3,7 +3,7 @@
 Rollouts of randomly initialised `tiny` policies, for prompts drawn as the shipped policy's training data: how many
 decode, have the number of atoms and the element asked for, keep their atoms 0.5 Å apart, and, by spglib at 0.01 Å, are
 in the space group asked for. And, in sampling 256 crystals with the `small` policy, the share of the time that the
-grammar takes, for prompts that were never seen and again for the same ones (what is known of occupations is remembered).
+grammar takes, for prompts that were never seen and again for the same ones (what is known of occupations is kept).
 """
 
 from __future__ import annotations

@@ -50,13 +50,16 @@ def measured(name: str, minutes: float, samples: int, output: Path) -> dict[str,
     (judged,) = json.loads((output / f"{name}_judged" / "table.json").read_text()).values()
     card = dict(line.strip("| \n").split(" | ", 1) for line in (run / "policy" / "README.md").read_text().splitlines()
                 if line.startswith("| ") and " | " in line.strip("| "))
-    row = ({"steps": card["steps"].split(";")[0], "nats per crystal": card["validation NLL (nats per crystal)"],
-             "nats per atom": card["validation NLL (nats per atom)"]}
-            | {share: f"{judged['summary'][share]['value']:.1%}" for share in SHARES}
-            | {"space groups": f"{judged['summary']['space_groups']['value']:.1f}",
-               "written": f"{judged['summary']['e_above_hull_written']['value']:.2f}",
-               "relaxed": f"{judged['summary']['e_above_hull']['value']:.3f}",
-               "crystals/s": f"{rate:.0f}"})
+    row: dict[str, float | str] = {
+        "steps": card["steps"].split(";")[0],
+        "nats per crystal": card["validation NLL (nats per crystal)"],
+        "nats per atom": card["validation NLL (nats per atom)"],
+        **{share: f"{judged['summary'][share]['value']:.1%}" for share in SHARES},
+        "space groups": f"{judged['summary']['space_groups']['value']:.1f}",
+        "written": f"{judged['summary']['e_above_hull_written']['value']:.2f}",
+        "relaxed": f"{judged['summary']['e_above_hull']['value']:.3f}",
+        "crystals/s": f"{rate:.0f}",
+    }
     kept.write_text(json.dumps(row), encoding="utf-8")
     return row
 

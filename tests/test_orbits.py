@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import moyopy
 import numpy as np
 import pytest
 import spglib
@@ -17,6 +18,7 @@ from policies.representations import make
 from policies.representations.canonical import random_equivalent
 from policies.representations.distances import MIN_DISTANCE, MIN_HEIGHT
 from policies.representations.lattice import EQUAL, FREE, SYSTEMS, free_tokens, read, system_of, write
+from policies.representations.orbit_tables import lasting
 from policies.representations.patterns import can_have_group, has_group
 from policies.representations.symmetry import grid_positions, symmetrise
 from policies.representations.wyckoff import centring, positions
@@ -202,6 +204,40 @@ def test_symmetry_of_occupations_by_hand():
     a, b, c, d = (index(216, letter) for letter in "abcd")
     assert has_group(216, [(a, 14), (c, 22)])  # zinc blende
     assert not has_group(216, [(a, 14), (b, 22), (c, 9), (d, 9)])
+
+
+def test_symmetry_of_occupations_is_that_of_a_symmetry_finder():
+    rng, seen = np.random.default_rng(3), []
+    edges = {"triclinic": (9.13, 10.37, 11.71, 97.3, 103.1, 94.7), "monoclinic": (9.13, 10.37, 11.71, 90, 103.1, 90),
+             "orthorhombic": (9.13, 10.37, 11.71, 90, 90, 90), "tetragonal": (9.13, 9.13, 11.71, 90, 90, 90),
+             "hexagonal": (9.13, 9.13, 11.71, 90, 90, 120), "cubic": (9.13, 9.13, 9.13, 90, 90, 90)}
+    for group in rng.integers(1, 231, 150).tolist():
+        table = positions(group)
+        chosen = sorted(set(rng.integers(0, len(table), 3).tolist()))
+        sites = [(i, int(rng.integers(2))) for i in chosen if table[i].multiplicity <= 48]
+        if not sites:
+            continue
+        frac = [table[i].orbit_matrix @ rng.random(table[i].dof) + table[i].orbit_shift / 24 for i, _ in sites]
+        numbers = [z + 1 for (i, z), orbit in zip(sites, frac, strict=True) for _ in orbit]
+        lattice = Lattice.from_parameters(*edges[SYSTEMS[system_of(group)]])
+        found = moyopy.MoyoDataset(moyopy.Cell(lattice.matrix.tolist(), np.concatenate(frac).tolist(), numbers),
+                                     symprec=1e-3)
+        same = found.number == group and len(found.prim_std_cell.numbers) * centring(group)[0] == len(numbers)
+        assert has_group(group, sites) == same, (group, sites)
+        seen.append(same)
+    assert {True, False} == set(seen)
+
+
+def test_room_on_lines_is_counted():
+    # P4mm has lines of one atom (a, b) and of two (c), then planes and general positions of four and eight.
+    def begun(left, room):
+        return lasting(20, 99, 0, left, room)
+
+    assert begun(9, (1, 1, 1, 255, 255, 255, 255)) == (True, True, False, False, False, False, False)
+    # An even number from two lines with one place each: both or none.
+    assert begun(8, (1, 0, 0, 255, 255, 255, 255))[0] is False
+    assert begun(8, (2, 0, 0, 255, 255, 255, 255))[0] is False  # and 6 more cannot be made
+    assert begun(6, (1, 1, 0, 255, 255, 255, 255))[0] is True
 
 
 def test_what_can_still_get_its_group():

@@ -6,7 +6,7 @@ whole degrees 3 and hundredths 2, and coordinates 4 decimals. All else is the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,8 +51,8 @@ class Spelling:
     def read(self, ids: Sequence[int]) -> list[int]:
         """The tokens of bins. Raises CrystalError("parse") for digits that are no number of where they stand."""
         found: list[int] = []
-        at, cell = 0, iter(())
-        ids = [int(i) for i in ids]
+        ids, at = [int(i) for i in ids], 0
+        cell: Iterator[str] = iter(())
         while at < len(ids):
             if (token := self.others.get(ids[at])) is not None:
                 found.append(token)
