@@ -156,13 +156,16 @@ def _encode_chunk(task: tuple[str, dict[str, Any], Sequence[Record]]
             done.append((np.array(ids, np.int32), group, np.array(written.atomic_numbers, np.uint8)))
         except CrystalError as error:
             failed[error.kind] += 1
-    allowed = _allowed(representation, [ids for ids, _, _ in done])
-    failed["geometry"] += len(done) - sum(allowed)
-    return [row for row, fine in zip(done, allowed, strict=True) if fine], failed
+    legal = allowed(representation, [ids for ids, _, _ in done])
+    failed["geometry"] += len(done) - sum(legal)
+    return [row for row, fine in zip(done, legal, strict=True) if fine], failed
 
 
-def _allowed(representation: Any, sequences: list[np.ndarray]) -> list[bool]:
-    """Which sequences the grammar allows: no policy could learn another, such as one with atoms too close."""
+def allowed(representation: Any, sequences: list[np.ndarray]) -> list[bool]:
+    """Which sequences, without their prompts, the grammar allows where nothing is asked.
+
+    No policy could learn another, such as one with atoms too close.
+    """
     prompt = representation.prompt({})
     found: list[bool] = []
     for start in range(0, len(sequences), 64):
