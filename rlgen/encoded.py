@@ -49,14 +49,16 @@ class Encoded:
               ) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (B, T) with prompts, right-padded, and labels (B, T): -100 on the prompt and the padding.
 
-        Each property of a crystal's prompt is left out with probability `dropout`.
+        Each property of a crystal's prompt is left out with probability `dropout`; the others come in random order,
+        which shows where prompts are sentences.
         """
         sequences = []
         for i in rows:
             condition = self.prompts.row(int(i), rng)
-            kept = {k: v for k, v in condition.items() if rng.random() >= dropout}
+            kept = [k for k in condition if rng.random() >= dropout]
+            asked = {kept[k]: condition[kept[k]] for k in rng.permutation(len(kept))}
             ids = representation.augment(self.ids[i], rng)
-            sequences.append(torch.from_numpy(np.concatenate([representation.prompt(kept), ids])).long())
+            sequences.append(torch.from_numpy(np.concatenate([representation.prompt(asked), ids])).long())
         ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=representation.pad)
         labels = ids.masked_fill(ids == representation.pad, -100)
         labels[:, : representation.prompt_length] = -100

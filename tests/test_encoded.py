@@ -108,6 +108,20 @@ def test_properties_are_left_out_at_the_given_rate(split, dropout):
     assert float(missing.all(1).double().mean()) == pytest.approx(dropout**3, abs=0.04)
 
 
+def test_sentences_come_in_every_order_and_subset(records):
+    text = make("text", max_atoms=20)
+    split, rng, seen = encode(records[:10], text), np.random.default_rng(0), set()
+    for _ in range(20):
+        ids, _ = split.batch(range(10), text, rng, dropout=0.3)
+        for row, group, n in zip(ids[:, : text.prompt_length], split.prompts.space_group, split.prompts.n_atoms,
+                                 strict=True):
+            told = [int(x[0]) for x in text.read_prompts(row[None])]
+            assert told[0] in (0, group) and told[1] in (0, n)
+            words = [text.vocabulary[i] for i in row.tolist()]
+            seen.add(tuple(w for w in words if w in (" group", " atoms", " Contains")))
+    assert len(seen) == 16
+
+
 # The cache
 
 

@@ -178,6 +178,25 @@ def test_what_cannot_be_written_is_named():
         assert error.value.kind == kind
 
 
+@pytest.mark.parametrize(("broken", "written"), [({0.01}, True), ({0.01, 0.1}, True), ({0.01, 0.1, 0.001}, False)])
+def test_where_no_symmetry_is_found_other_tolerances_are_tried(monkeypatch, broken, written):
+    find = moyopy.MoyoDataset
+
+    def fails(cell, symprec, setting):
+        if symprec in broken:
+            raise ValueError("broken")
+        return find(cell, symprec=symprec, setting=setting)
+
+    expected = INVARIANT.encode(CRYSTALS["rutile"])
+    monkeypatch.setattr(moyopy, "MoyoDataset", fails)
+    if written:
+        assert INVARIANT.encode(CRYSTALS["rutile"]) == expected
+    else:
+        with pytest.raises(CrystalError, match=r"at any of .*: broken") as error:
+            INVARIANT.encode(CRYSTALS["rutile"])
+        assert error.value.kind == "symmetry"
+
+
 # The grammar
 
 

@@ -1,10 +1,17 @@
-"""What holds for every way of writing: crystals of 200 atoms, and the ways that are parameters."""
+"""What holds for every way of writing: hands, processes, crystals of 200 atoms, and the ways that are parameters."""
 
 from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import CRYSTALS
 from pymatgen.core import Lattice, Structure
 
 from policies.model import CrystalPolicy
@@ -47,6 +54,39 @@ def test_a_crystal_of_200_atoms_comes_back_and_is_legal(name):
     assert len(ids) + rep.prompt_length <= rep.max_length
     assert rep.encode(back) == ids or name == "text"  # whose three decimals can have another canonical form
     assert legal(rep, [crystal]) == [True]
+
+
+@pytest.mark.parametrize("name", REPRESENTATIONS)
+@pytest.mark.parametrize(("group", "mirrored"), [("P4_1", 78), ("P4_122", 95), ("P6_1", 170), ("P4_132", 212)])
+def test_enantiomorphs_are_written_differently_and_keep_their_hand(name, group, mirrored):
+    lattices = {"P6_1": Lattice.hexagonal(6.1, 11.3), "P4_132": Lattice.cubic(11.3)}
+    cell = lattices.get(group, Lattice.tetragonal(6.1, 11.3))
+    right = Structure.from_spacegroup(group, cell, ["Na", "Cl"], [[0.11, 0.23, 0.02], [0.37, 0.58, 0.31]])
+    left = Structure(cell, right.species, -right.frac_coords)
+    rep = make(name)
+    written = [rep.encode(s) for s in (right, left)]
+    assert written[0] != written[1]
+    symprec = 0.1 if name == "text" else 0.01  # three decimals do not hold a third
+    assert [rep.decode(ids).get_space_group_info(symprec)[1] for ids in written] == [
+        right.get_space_group_info()[1], mirrored]
+
+
+def written(names: list[str]) -> list[list[list[int]]]:
+    """What each representation writes of another description of every built crystal."""
+    rng = np.random.default_rng(0)
+    others = [make(names[0]).random_equivalent(s, rng) for s in CRYSTALS.values()]
+    return [[make(name).encode(s) for s in others] for name in names]
+
+
+def test_every_process_and_blas_writes_the_same():
+    # Other threads, another order of sets, and OpenBLAS's routines for processors of 2004.
+    code = f"import json, test_representations as t; print(json.dumps(t.written({[*REPRESENTATIONS]})))"
+    other = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "OPENBLAS_CORETYPE": "Prescott",
+             "PYTHONHASHSEED": "7"}
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    found = subprocess.run([sys.executable, "-c", code], env=os.environ | other | {"PYTHONPATH": paths},
+                           capture_output=True, text=True, check=True).stdout
+    assert json.loads(found) == written([*REPRESENTATIONS])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

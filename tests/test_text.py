@@ -240,7 +240,8 @@ def test_augmentation_keeps_the_crystal(crystal, text):
         ({}, "", 0),
         ({"space_group": 0, "element": None}, "", 0),
         ({"n_atoms": 7}, " 7 atoms.", 4),
-        ({"element": "Na", "n_atoms": 12, "space_group": 5}, " Space group 5. 12 atoms. Contains Na.", 5 + 5 + 5),
+        ({"space_group": 5, "n_atoms": 12, "element": "Na"}, " Space group 5. 12 atoms. Contains Na.", 5 + 5 + 5),
+        ({"element": "Na", "n_atoms": 12, "space_group": 5}, " Contains Na. 12 atoms. Space group 5.", 5 + 5 + 5),
         ({"formula": "NaCl", "neutral": True}, "", 0),  # the grammar's matter
     ],
 )
@@ -252,7 +253,9 @@ def test_prompts(condition, expected, length):
 
 
 def test_prompts_are_read_back():
-    asked = random_conditions(500, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    asked = [{k: c[k] for k in rng.permutation([*c]).tolist()} for c in random_conditions(500, rng)]
+    assert len({tuple(c) for c in asked}) == 16  # every subset of three in every order
     group, n, z = TEXT.read_prompts(torch.tensor([TEXT.prompt(c) for c in asked]))
     for i, condition in enumerate(asked):
         symbol = Composition(condition["element"]).elements[0].Z if "element" in condition else 0
@@ -303,13 +306,15 @@ DIGITS = set("0123456789")
         ("4.0", {}, DIGITS),
         ("4.00", {}, {" "}),
         ("4.00 4.00 4.00", {}, {"\n"}),
-        ("1.50 1.50 ", {"n_atoms": 20}, set("23456789") | {"1"}),  # 20 atoms take 60 Å3: at least 26.67 Å
-        ("1.50 1.50 2", {"n_atoms": 20}, set("6789")),
+        ("1.", {}, {"9"}),  # no cell is thinner than 1.9 Å
+        ("2.00 2.00 ", {"n_atoms": 20}, set("23456789") | {"1"}),  # 20 atoms take 60 Å3: at least 15 Å
+        ("2.00 2.00 1", {"n_atoms": 20}, set("56789") | set("012")),  # and 100 to 127
         ("4.00 4.00 4.00\n", {}, set("3456789") | {"1"}),
         ("4.00 4.00 4.00\n1", {}, set("012345")),
         ("4.00 4.00 4.00\n15", {}, {"0"}),
         ("4.00 4.00 4.00\n150.", {}, {"0"}),
-        ("4.00 2.99 4.00\n1", {}, set("01234")),  # 150.0 leaves b a height of 1.495 Å
+        ("4.00 2.99 4.00\n1", {}, set("01234")),
+        ("4.00 2.99 4.00\n14", {}, {"0"}),  # more than 140.5 leaves b a height under 1.9 Å
         (LATTICE, {}, set("ABCDEFGHIKLMNOPRSTUVWXYZ")),
         (LATTICE + "N", {}, set("abdehiop") | {"\n"}),
         (LATTICE + "Na", {}, {"\n"}),
@@ -389,7 +394,7 @@ def test_masks_do_not_hang_on_the_precision_of_training():
 def test_gamma_is_allowed_just_where_the_cell_is_thick_and_roomy_enough():
     rng = np.random.default_rng(0)
     for _ in range(30):
-        lengths = np.round(rng.choice([1.5, 1.6, 2.0, 4.0, 9.0], 3), 2)
+        lengths = np.round(rng.choice([1.9, 2.0, 2.4, 4.0, 9.0], 3), 2)
         alpha, beta = np.round(rng.uniform(60, 120, 2), 1)
         start = " ".join(f"{x:.2f}" for x in lengths) + "\n"
         if f"{beta:.1f}"[-1] not in legal_after(f"{start}{alpha:.1f} {beta:.1f} "[:-2]):
@@ -493,8 +498,8 @@ def test_what_no_crystal_can_meet_is_the_users_mistake(condition):
 
 
 def test_crowded_lines_leave_what_is_free():
-    # A column of atoms 0.75 Å apart along c in a cell of 1.5 Å: halfway between two, nothing is free.
-    start = "9.00 9.00 1.50\n90.0 90.0 90.0\nH\n0.000 0.000 0.000\n"
-    assert legal_after(start + "H\n0.000 0.000 0.") == set("3456")
+    # A column of atoms 0.95 Å apart along c in a cell of 1.9 Å: halfway between two, nothing is free.
+    start = "9.00 9.00 1.90\n90.0 90.0 90.0\nH\n0.000 0.000 0.000\n"
+    assert legal_after(start + "H\n0.000 0.000 0.") == set("234567")
     crowded = start + "H\n0.000 0.000 0.500\nH\n0.000 0.000 0."
     assert legal_after(crowded) == DIGITS  # no value is free: all are allowed

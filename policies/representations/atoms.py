@@ -27,7 +27,8 @@ class Atoms(Representation):
     """Writes and reads crystals of up to `max_atoms` atoms in the primitive cell.
 
     lattice: "first" or "last" (as Materium does). order: of the atoms, by "falling" or "rising" atomic number, by
-    their coordinates ("xyz"), or "random", anew in each epoch. oxidation: whether species have an oxidation state.
+    their coordinates ("xyz"), or "random", with a random origin, anew in each epoch. oxidation: whether species have an
+    oxidation state.
     """
 
     name = "atoms"
@@ -100,6 +101,8 @@ class Atoms(Representation):
         begin = LATTICE if self.lattice_first else 0
         end = len(ids) - 1 - (LATTICE - begin)
         atoms = rng.permutation(ids[begin:end].reshape(-1, 4))
+        first = self.first["coordinate"]
+        atoms[:, 1:] = (atoms[:, 1:] - first + rng.integers(Q, size=3)) % Q + first
         return np.concatenate([ids[:begin], atoms.ravel(), ids[end:]])
 
     def start(self, prompts: torch.Tensor, conditions: Sequence[Condition] | None = None) -> AtomsState:

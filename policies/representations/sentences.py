@@ -43,7 +43,7 @@ def _element(value: Any, most: int) -> str:
     return Element(str(value)).symbol
 
 
-#: All properties that prompts can speak of, in the order in which they do. A new one is a line here.
+#: All properties that prompts can speak of. A new one is a line here.
 SENTENCES = {
     "space_group": Sentence(" Space group {}.", _group, lambda most: "230"),
     "n_atoms": Sentence(" {} atoms.", _atoms, lambda most: "9" * len(str(most))),
@@ -57,9 +57,9 @@ _PATTERNS = {key: re.compile(re.escape(sentence.text).replace(r"\{\}", r"(\S+?)"
 
 
 def speak(condition: Condition, most: int) -> str:
-    """The sentences for what a condition says of `SENTENCES`; a value of None or 0 is not asked for."""
-    return "".join(sentence.text.format(sentence.write(condition[key], most))
-                   for key, sentence in SENTENCES.items() if condition.get(key))
+    """The sentences for what a condition says of `SENTENCES`, in its order; a value of None or 0 is not asked for."""
+    return "".join(SENTENCES[key].text.format(SENTENCES[key].write(value, most))
+                   for key, value in condition.items() if key in SENTENCES and value)
 
 
 def split(text: str) -> list[str]:
