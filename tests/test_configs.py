@@ -13,8 +13,10 @@ from test_hf import language_model
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.representations import make
-from rlgen import evaluate, finetune, pretrain, sample, samples
+from rlgen import evaluate, finetune, pretrain, relax, sample, samples
 from rlgen.config import CONFIGS, load
+from rlgen.hull import Hull
+from rlgen.hull import __main__ as hull_command
 from rlgen.samples import to_cif
 
 FILES = sorted(str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml"))
@@ -64,5 +66,15 @@ def test_it_runs(file, policy, crystals, tmp_path):
         evaluate.run(load("evaluate", [f"input={out}", "energy=chgnet", "relax_steps=1", "workers=0",
                                        f"output={tmp_path / 'report'}"]))
         assert (tmp_path / "report" / "table.md").exists()
+    elif name == "relax":
+        samples.write(out, [CRYSTALS["diamond"]])
+        relax.run(load("relax", [f"input={out}", f"output={tmp_path / 'relaxed'}", "energy=chgnet", "steps=1",
+                                 "workers=0"]))
+        assert len(pd.read_parquet(tmp_path / "relaxed" / "samples.parquet")) == 1
+    elif name == "hull":
+        elements = tmp_path / "elements.csv"
+        pd.DataFrame({"cif": [to_cif(CRYSTALS[kind]) for kind in ("diamond", "hcp")] * 10}).to_csv(elements)
+        hull_command.run(load("hull", [f"data={elements}", "energy=chgnet", "workers=0", f"output={out}.parquet"]))
+        assert set(Hull.read(Path(f"{out}.parquet")).sources.values()) == {"elements"}
     else:
         pytest.fail(f"no test runs configs/{file}")
