@@ -82,7 +82,6 @@ def crystals(source: str, n: int, seed: int, atoms: int) -> list[Structure]:
     else:
         from policies.model import CrystalPolicy
         from policies.sampler import decode, sample
-
         from rewards.guards import refuse
         from rewards.stability import Stability
 
