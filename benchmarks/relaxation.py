@@ -3,9 +3,9 @@
 `python benchmarks/relaxation.py part=agreement energy=m3gnet source=mp20 n=200` relaxes each crystal with our FIRE and
 with ASE's optimiser over a FrechetCellFilter, same potential, same fmax, and counts how often energies are within
 2 meV/atom. For those that are not it says which side is lower, and what comes out when ours goes on from where ASE
-ended: the same energy there means that the two fell into different minima. source: mp20, policy (sampled from the shipped
-policy, as far as the stability reward's guards let it be relaxed), unguarded (whatever the policy writes). optimiser:
-FIRE, BFGS.
+ended: the same energy there means that the two fell into different minima. source: mp20, policy (sampled from the
+shipped policy, as far as the stability reward's guards let it be relaxed), unguarded (whatever the policy writes).
+optimiser: FIRE, BFGS.
 
 `python benchmarks/relaxation.py part=speed energy=m3gnet n=128 cores=2` relaxes crystals of the shipped policy: by the
 relaxer of the potential's own library (over ASE), by ASE with our potential behind its interface, and by ours, each
@@ -121,8 +121,8 @@ def agreement(structures: Sequence[Structure], energy: str, optimiser: str, fmax
               f"{1e3 * (from_theirs - theirs[0]):+.1f}; converged: {ours.converged}, {theirs[2]}; first − last "
               f"{1e3 * (ours.initial_energy - ours.energy):.0f}", flush=True)  # fmt: skip
     n, d = len(differences), np.array(differences)
-    print(f"within 2 meV/atom: {same} of {n + refused} ({same / (n + refused):.1%}); {apart} more ended in different minima "
-          f"(ours lower in {np.sum(d < -AGREES)}, ASE in {np.sum(d > AGREES)}); not relaxed by one or both: {refused}; "
+    print(f"within 2 meV/atom: {same} of {n + refused} ({same / (n + refused):.1%}); {apart} more ended in different "
+          f"minima (ours lower in {np.sum(d < -AGREES)}, ASE in {np.sum(d > AGREES)}); not relaxed by one or both: {refused}; "
           f"median |ΔE| {1e3 * np.median(np.abs(d)):.2f} meV/atom; steps: ours {ours_steps / n:.0f}, "
           f"ASE {their_steps / n:.0f}")  # fmt: skip
 
