@@ -122,8 +122,8 @@ def agreement(structures: Sequence[Structure], energy: str, optimiser: str, fmax
               f"{1e3 * (ours.initial_energy - ours.energy):.0f}", flush=True)  # fmt: skip
     n, d = len(differences), np.array(differences)
     print(f"within 2 meV/atom: {same} of {n + refused} ({same / (n + refused):.1%}); {apart} more ended in different "
-          f"minima (ours lower in {np.sum(d < -AGREES)}, ASE in {np.sum(d > AGREES)}); not relaxed by one or both: {refused}; "
-          f"median |ΔE| {1e3 * np.median(np.abs(d)):.2f} meV/atom; steps: ours {ours_steps / n:.0f}, "
+          f"minima (ours lower in {np.sum(d < -AGREES)}, ASE in {np.sum(d > AGREES)}); not relaxed by one or both: "
+          f"{refused}; median |ΔE| {1e3 * np.median(np.abs(d)):.2f} meV/atom; steps: ours {ours_steps / n:.0f}, "
           f"ASE {their_steps / n:.0f}")  # fmt: skip
 
 
