@@ -98,13 +98,14 @@ class Stability:
         """As `measure`, and for each crystal why it has no value ("" where it has one)."""
         potential, hull = self._judge()
         raw = np.full(len(structures), np.nan)
-        reasons = [refuse(structure, self.closest, self.vacuum) for structure in structures]
+        # What relaxes is judged by where it ends, whatever its atoms' first distances: what it falls into is looked at.
+        as_written = self.mode == "single_point"
+        reasons = [refuse(s, self.closest, self.vacuum) if as_written else "" for s in structures]
         sound = [i for i, reason in enumerate(reasons) if not reason]
         judged: dict[int, Structure] = {}
         found = self._energies([structures[i] for i in sound], potential)
         for i, (energy, structure, error) in zip(sound, found, strict=True):
-            # What relaxes may fall apart, or together.
-            reasons[i] = error or (refuse(structure, self.closest, self.vacuum) if self.mode == "relax" else "")
+            reasons[i] = error or ("" if as_written else refuse(structure, self.closest, self.vacuum))
             if not reasons[i]:
                 raw[i], reasons[i] = _above(hull, structure, energy, potential.scale)
             if raw[i] < -self.floor:

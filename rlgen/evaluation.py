@@ -79,7 +79,9 @@ def evaluate(
         raise UserError("there are no samples to evaluate")
     notes = _judges(energy, hull, reference)
     notes |= {"samples": len(crystals), "relaxed": relax, "fmax": fmax, "steps": steps}
-    rewards: list[Reward] = [Novelty(reference), WrittenStability(energy=energy, hull=hull, mode="single_point")]
+    # Energies as written are shown, not paid for: they are measured however close atoms are.
+    written = WrittenStability(energy=energy, hull=hull, mode="single_point", closest=0.0)
+    rewards: list[Reward] = [Novelty(reference), written]
     if relax:
         rewards.append(Stability(energy=energy, hull=hull, mode="relax", fmax=fmax, steps=steps))
     scored = _score(crystals, rewards, workers, ray, progress)
