@@ -11,7 +11,7 @@ import torch
 from policies.representations.asked import Asked
 from policies.representations.base import EOS, PAD, State
 from policies.representations.distances import MIN_VOLUME, free_on_line
-from policies.representations.lattice import LatticeState, free_tokens
+from policies.representations.lattice import PRIMITIVE, LatticeState, free_tokens
 from policies.representations.quantiser import Q
 from policies.representations.species import Composer, Progress
 from rlgen.types import Condition
@@ -47,7 +47,7 @@ class AtomsState(State):
         if conditions is not None:
             self._ask(conditions, least)
         self.cell = LatticeState(rep.first, torch.zeros(b, dtype=torch.long, device=device),
-                                 MIN_VOLUME * least.double())
+                                 MIN_VOLUME * least.double(), PRIMITIVE)
         self.least = least
         self.written = 0  # tokens after the prompt
         self.n = 0  # atoms

@@ -8,11 +8,25 @@ from policies.representations.quantiser import Q
 
 #: Å: no two atoms are written closer (the validity limit of Xie et al., arXiv 2110.06197).
 MIN_DISTANCE = 0.5
-#: Å: the least distance between the lattice planes of a cell (MP-20's least is 1.95). From twice the limit on, of two
-#: atoms only the pair of images that is nearest in every fractional coordinate can be too close.
+#: Å: the least distance between the lattice planes of a primitive cell (MP-20's least is 1.95). From twice the limit on,
+#: of two atoms only the pair of images that is nearest in every fractional coordinate can be too close.
 MIN_HEIGHT = 1.9
 #: Å³ per atom: the least a cell offers (MP-20's densest has 6.7).
 MIN_VOLUME = 3.0
+
+
+#: Choices of later coordinates that are looked at before a value is ruled out, and their steps: spread evenly.
+TRIES, _STEPS = 16, (0.8192, 0.6711, 0.5498)
+
+
+def tries(attempt: int, device: torch.device) -> torch.Tensor:
+    """(3,) fractions of a cell, on the grid: the choice of later coordinates that an attempt (from 1) looks at."""
+    return torch.tensor([int(attempt * step % 1 * Q) / Q for step in _STEPS], device=device)
+
+
+def heights(metric: torch.Tensor) -> torch.Tensor:
+    """(B, 3) Å between the lattice planes of cells with metric tensors (B, 3, 3)."""
+    return torch.linalg.inv(metric).diagonal(dim1=1, dim2=2).rsqrt()
 
 
 def too_close(metric: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
@@ -44,7 +58,7 @@ def free_on_line(metric: torch.Tensor, start: torch.Tensor, direction: torch.Ten
     if not m or not b:
         return allowed
     # Along an axis that the line does not move in, only planes nearer than the limit can hold an atom too close.
-    spacing = torch.linalg.inv(metric).diagonal(dim1=1, dim2=2).rsqrt().unsqueeze(1)  # (B, 1, 3) Å between planes
+    spacing = heights(metric).unsqueeze(1)
     near = (direction != 0) | ((start - start.round()).abs() * spacing < MIN_DISTANCE)
     row, pair = (near.all(2) & real).nonzero(as_tuple=True)
     if not len(row):

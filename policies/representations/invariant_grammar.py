@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from policies.representations.base import EOS, PAD, State
 from policies.representations.distances import MIN_VOLUME
 from policies.representations.invariant import MULTIPLICITIES
 from policies.representations.invariant_formula import Formula
-from policies.representations.invariant_occupations import ANY, Counts, atoms_of, choices, lasting, makeable
+from policies.representations.invariant_occupations import ANY, Counts, atoms_of, choices, fits, lasting, makeable
 from policies.representations.invariant_places import Places
 from policies.representations.lattice import LatticeState, system_of
 from policies.representations.patterns import Pattern
@@ -146,6 +147,8 @@ class InvariantState(State):
         fresh = LatticeState(self.rep.first, systems, volume.double())
         self.lattice.systems[rows], self.lattice.volume[rows] = fresh.systems, fresh.volume
         self.lattice.parameters[rows] = fresh.parameters
+        for i in rows.tolist():
+            self.lattice.fits[i] = partial(fits, self.rep.max_atoms, int(self.group[i]), tuple(sorted(self.rest[i])))
         self.phase[rows] = CELL
 
     def _take_cell(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from policies.representations.elbow_room import rooms
 from policies.representations.orbit_tables import ANY, tables
 from policies.representations.patterns import Pattern, has_group, pins
 
@@ -99,6 +100,12 @@ def lasting(max_atoms: int, group: int, rest: Counts, cap: int, room: tuple[int,
 
     return {i: tuple(j for j, (_, again) in enumerate(table) if not again and few[j] and i != j and not holds(i, j))
             for i, (m, _) in enumerate(table) if room[i] and m <= min(rest[0], cap) and holds(i, -1)}
+
+
+@cache
+def fits(max_atoms: int, group: int, counts: Counts, sides: tuple[float, ...]) -> bool:
+    """Whether a cell that holds a box with these sides (Å) certainly has room for so many atoms of each element."""
+    return bool(lasting(max_atoms, group, counts, ANY, rooms(max_atoms, group, sides)))
 
 
 def _label(pattern: Pattern, cap: int) -> int:

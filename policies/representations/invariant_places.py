@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from policies.representations.distances import free_on_line, sites_on_line, too_close
+from policies.representations.distances import TRIES, free_on_line, heights, sites_on_line, too_close, tries
 from policies.representations.invariant_tables import SPECIAL, members, settle
 from policies.representations.orbit_tables import ANY, MOST_POSITIONS, tables
 from policies.representations.quantiser import Q
+
+#: Å: in cells with planes further apart some choice of later coordinates always keeps atoms apart.
+_THICK = 4.0
 
 
 class Places:
@@ -92,6 +95,9 @@ class Places:
         exact = _coset(torch.arange(len(r), device=rows.device), at[:, k], step, len(r))
         exact &= ~self._more_special(member, grid[r], k)
         good = exact & self._apart(rows[r], group[r], member, position, grid[r], at, k)
+        if k < 2:
+            ahead = good & self._apart_ahead(rows[r], group[r], member, grid[r], at, k, good)
+            good = torch.where(_any_by(r, ahead.any(1)[:, None], len(rows))[r], ahead, good)
         # Rows where nothing keeps atoms apart let that go.
         good |= exact & ~_any_by(r, good.any(1)[:, None], len(rows))[r]
         return _any_by(r, good, len(rows))
@@ -161,13 +167,8 @@ class Places:
         m = self.members
         found = torch.ones(len(member), Q, dtype=torch.bool, device=member.device)
         step, halves = m.basis[member, k, k], m.basis[member, 1, 1] == Q // 2
-        flat = m.dof[member] > 1
-        along = torch.where((flat & halves & (k == 1))[:, None], m.line[member], m.basis[member, :, k])
-        # Where x has settled y, too, it may have been allowed for another member's sake.
-        along = torch.where((step < Q)[:, None], along, 0) if k == 1 else along
-        moves = flat & ((step < Q) if k != 1 else (step == 1) | (step == Q) | halves)
-        again = flat & halves & (k == 1)  # x has left two values of the first parameter, which y tells apart
-        start = torch.where(again[:, None], m.line_shift[member], at)
+        moves = (m.dof[member] > 1) & ((step < Q) if k != 1 else (step == 1) | (step == Q) | halves)
+        start, along = self._direction(member, at, k)
         i = moves.nonzero()[:, 0]
         if len(i):
             free = self._free(rows[i], group[i], start[i], along[i], m.basis[member[i]], k)
@@ -177,11 +178,42 @@ class Places:
             found[i] = _along(self.lines[rows[i], position[i]], m.line_shift[member[i]], m.line[member[i]], grid[i], k)
         return found
 
+    def _direction(self, member: torch.Tensor, at: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """From where and along what (N, 3) coordinate k moves on members whose first k coordinates are settled."""
+        m = self.members
+        # What x has settled, too, it may have settled for another member's sake.
+        along = torch.where((m.basis[member, k, k] < Q)[:, None], m.basis[member, :, k], 0)
+        # x may have left two values of the first parameter, which y tells apart.
+        again = ((m.dof[member] > 1) & (m.basis[member, 1, 1] == Q // 2) & (k == 1))[:, None]
+        return torch.where(again, m.line_shift[member], at), torch.where(again, m.line[member], along)
+
+    def _apart_ahead(self, rows: torch.Tensor, group: torch.Tensor, member: torch.Tensor, grid: torch.Tensor,
+                     at: torch.Tensor, k: int, wanted: torch.Tensor) -> torch.Tensor:
+        """(N, Q): of the wanted values of coordinate k those with which some choice, of `TRIES`, of the later ones keeps
+        all atoms apart; all of them on lines, and in cells so thick that there always is such a choice."""
+        m = self.members
+        found = torch.ones_like(wanted)
+        tight = (m.dof[member] > 1) & (heights(self.metric[rows]).amin(1) < _THICK)
+        left = tight.nonzero()[:, 0]
+        found[left] = False
+        for attempt in range(1, TRIES + 1):
+            if not len(left):
+                break
+            chosen, tried = member[left], tries(attempt, rows.device)
+            start, along = self._direction(chosen, at[left], k)
+            basis = m.basis[chosen]
+            for j in range(k + 1, 3):
+                start = start + basis[:, :, j] * (tried[j] * (Q // basis[:, j, j])).long()[:, None]
+            free = self._free(rows[left], group[left], start, along, basis, k, True)
+            found[left] |= _along(free, start, along, grid[left], k)
+            left = left[(wanted[left] & ~found[left]).any(1)]
+        return found
+
     def _free(self, rows: torch.Tensor, group: torch.Tensor, start: torch.Tensor, along: torch.Tensor,
-              basis: torch.Tensor, k: int) -> torch.Tensor:
+              basis: torch.Tensor, k: int, whole: bool = False) -> torch.Tensor:
         """(N, Q): t at which images of start + along * t (1/Q) are apart, as far as what comes after cannot change it.
 
-        Other atoms count once nothing more is free.
+        Other atoms count once nothing more is free; all does if start is `whole`.
         """
         m, taken = self.members, self.filled[rows] + self.reserved[rows]
         filled = int(taken.max())
@@ -192,7 +224,7 @@ class Places:
         later = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         real = (torch.arange(1, most, device=rows.device) < m.n_operations[group, None])
         real &= (turn != 0).any(-1) | (offset % Q != 0).any(-1)  # the same atom, on a mirror for instance
-        for j in range(k + 1, 3):
+        for j in range(3 if whole else k + 1, 3):
             free = basis[:, j, j] == 1
             later |= free
             real &= ~(free[:, None] & (own @ basis[:, None, :, j, None]).flatten(2).any(2))

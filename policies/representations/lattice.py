@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from policies.representations.distances import MIN_HEIGHT
+from policies.representations.elbow_room import Fits, least_side
 from policies.representations.quantiser import (
     ANGLE_STEPS,
     LENGTH_STEPS,
@@ -36,6 +37,10 @@ EQUAL = ((A, B, C), (A, B, C), (A, B, C), (A, A, C), (A, A, C), (A, A, A))
 #: Whether it is an angle, its two blocks, the first whole number, steps of the second.
 KINDS = ((False, "length", "hundredth", MIN_LENGTH, LENGTH_STEPS),
          (True, "degree", "twentieth", MIN_ANGLE, ANGLE_STEPS))
+#: Å: the least distance between the lattice planes along a, b and c, by crystal system, of primitive and of conventional
+#: cells. In thinner conventional ones the atoms that symmetry repeats find no place.
+PRIMITIVE = ((MIN_HEIGHT,) * 3,) * len(SYSTEMS)
+CONVENTIONAL = tuple((2.1, 2.1, 2.4) if system == "hexagonal" else (2.4,) * 3 for system in SYSTEMS)
 #: Angles must leave this much room (degrees) to the ones that make a flat cell.
 FLAT_MARGIN = 2.0
 _LONGEST = MAX_LENGTH - 1 / LENGTH_STEPS
@@ -79,11 +84,14 @@ def read(ids: Sequence[int], system: int, representation) -> np.ndarray:
 class LatticeState:
     """The cells that B sequences are writing, each in its own system.
 
-    parameters: (B, 6), NaN where not yet written. volume: (B,) Å³ that the cell must at least have.
+    parameters: (B, 6), NaN where not yet written. volume: (B,) Å³ that the cell must at least have. heights: the least
+    distances between its planes.
     """
 
-    def __init__(self, first: dict[str, int], systems: torch.Tensor, volume: torch.Tensor):
+    def __init__(self, first: dict[str, int], systems: torch.Tensor, volume: torch.Tensor,
+                 heights: tuple[tuple[float, ...], ...] = CONVENTIONAL):
         device = systems.device
+        self.heights = torch.tensor(heights, dtype=torch.float64, device=device)
         self.first, self.systems, self.volume = first, systems, volume
         self.parameters = torch.full((len(systems), 6), float("nan"), dtype=torch.float64, device=device)
         right = torch.tensor([[ALPHA not in free, BETA not in free, GAMMA not in free] for free in FREE], device=device)
@@ -95,10 +103,12 @@ class LatticeState:
             self.order[i, : len(free)] = torch.tensor(free, device=device)
         self.equal = torch.tensor(EQUAL, device=device)
         self.written = torch.zeros(len(systems), dtype=torch.long, device=device)  # tokens so far
+        #: By row whether atoms certainly have room in a cell; nothing where that is not known.
+        self.fits: list[Fits | None] = [None] * len(systems)
 
     def keep(self, rows: int) -> None:
         self.systems, self.volume, self.written = self.systems[:rows], self.volume[:rows], self.written[:rows]
-        self.parameters = self.parameters[:rows]
+        self.parameters, self.fits = self.parameters[:rows], self.fits[:rows]
 
     @property
     def lengths_and_angles(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,11 +191,32 @@ class LatticeState:
         mine = copies == which[:, None]
         others = torch.where(mine, 1.0, torch.where(edges.isnan(), _LONGEST, edges)).prod(1)
         roomy = (self.volume[rows] * _SLACK / (others * volume)) ** (1 / mine.sum(1).clamp(min=1))
-        thick = MIN_HEIGHT * radians.sin().gather(1, (which % 3)[:, None])[:, 0] / volume
-        length_low = (torch.maximum(roomy, thick).clamp(max=_LONGEST) * LENGTH_STEPS - 1e-6).ceil()
+        height = self.heights[self.systems[rows], which % 3]
+        thick = height * radians.sin().gather(1, (which % 3)[:, None])[:, 0] / volume
+        length_low = torch.maximum(roomy, thick).clamp(max=_LONGEST)
         is_angle = which >= 3
+        if not is_angle.all():
+            tall = volume[:, None] / radians.sin()  # height by length
+            sides = torch.where(mine, length_low[:, None], torch.where(edges.isnan(), _LONGEST, edges)) * tall
+            length_low = torch.where(is_angle, length_low, self._with_room(rows, sides, mine, tall))
+        length_low = (length_low.clamp(max=_LONGEST) * LENGTH_STEPS - 1e-6).ceil()
         return (torch.where(is_angle, angle_low, length_low),
                 torch.where(is_angle, angle_high, float(MAX_LENGTH * LENGTH_STEPS)))
+
+
+    def _with_room(self, rows: torch.Tensor, sides: torch.Tensor, mine: torch.Tensor, tall: torch.Tensor
+                   ) -> torch.Tensor:
+        """(R,) Å of the edges that are `mine` (R, 3), at least what makes their `sides` (R, 3), such that there is room.
+
+        tall: (R, 3) sides by edges.
+        """
+        found = torch.where(mine, sides / tall, 0).amax(1)
+        for r, (i, some, own) in enumerate(zip(rows.tolist(), sides.tolist(), mine.tolist(), strict=True)):
+            fits = self.fits[i]
+            if fits is not None and any(own):
+                side = least_side(fits, some, own)
+                found[r] = max(float(found[r]), *(side / float(t) for t, here in zip(tall[r], own, strict=True) if here))
+        return found
 
 
 def _flatness(angles: torch.Tensor) -> torch.Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from policies.representations.base import EOS, MAX_Z, PAD, State
-from policies.representations.distances import MIN_VOLUME, free_on_line, sites_on_line, too_close
+from policies.representations.distances import MIN_VOLUME, TRIES, free_on_line, sites_on_line, too_close, tries
+from policies.representations.elbow_room import holds
 from policies.representations.lattice import LatticeState, system_of
 from policies.representations.orbit_chemistry import Chemistry
 from policies.representations.orbit_tables import ANY, MOST_POSITIONS, lasting
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from policies.representations.orbits import Orbits
 
 GROUP, CELL, ORBIT, ELEMENT, COORDINATE, ENDED = range(6)
-#: Choices of later parameters that are looked at before a value is ruled out, and their steps: spread evenly.
-_TRIES, _STEPS = 16, (0.8192, 0.6711, 0.5498)
 #: Stands for an element that no other site has.
 FRESH = 0
 
@@ -234,15 +234,15 @@ class OrbitsState(State):
         mask[rows, first : first + Q] = free | ~free.any(1, keepdim=True)
 
     def _free_ahead(self, rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """(R, Q): of the wanted values of the next parameter those with which some choice, of `_TRIES`, of the later
+        """(R, Q): of the wanted values of the next parameter those with which some choice, of `TRIES`, of the later
         ones keeps all atoms apart."""
         found, left = torch.zeros_like(wanted), torch.arange(len(rows), device=rows.device)
-        for attempt in range(1, _TRIES + 1):
+        for attempt in range(1, TRIES + 1):
             at = rows[left]
             k, site = self.k[at], self.site[at]
             later = torch.arange(3, device=at.device) > k[:, None]
-            tried = torch.tensor([int(attempt * step % 1 * Q) / Q for step in _STEPS], device=at.device)
-            u = torch.where(later & (later.cumsum(1) <= (self.t.dof[site] - 1 - k)[:, None]), tried, self.u[at])
+            u = torch.where(later & (later.cumsum(1) <= (self.t.dof[site] - 1 - k)[:, None]),
+                            tries(attempt, at.device), self.u[at])
             found[left] |= self._free(at, site, k, u, True)
             left = left[(wanted[left] & ~found[left]).any(1)]
             if not len(left):
@@ -290,6 +290,8 @@ class OrbitsState(State):
         self.chemistry.raise_to_least(self.fewest, self.group)
         volume = MIN_VOLUME * self.t.points[self.group] * self.fewest
         self.lattice = LatticeState(self.rep.first, systems, volume.double())
+        self.lattice.fits = [partial(holds, self.rep.max_atoms, *row) for row in
+                             zip(self.group.tolist(), self.fewest.tolist(), strict=True)]
         self.phase[rows] = CELL
 
     def _take_cell(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:

@@ -25,7 +25,7 @@ class Tables:
     the representative first, zero-padded. members: (R,) in the conventional cell. points: (231,) lattice points per
     conventional cell. reach: (R, max_atoms + 1) bool: whether so many atoms can be made from this row on. least: (R,)
     the least number of atoms that can. roomy: as reach, by positions with two or three free parameters alone. own:
-    (R,) atoms that a site with one free parameter has on each of its lines. of_orbit: by group, orbit -> position.
+    (R,) atoms that a site with one or two free parameters has on each of its lines or planes. of_orbit: by group, orbit -> position.
     """
 
     base: torch.Tensor
@@ -143,7 +143,12 @@ def _lasting(max_atoms: int, group: int, start: int, left: int, room: tuple[int,
 
 
 def _own(position: Position) -> int:
-    """How many members of a position with one free parameter run along the line of the first."""
+    """How many members of a position with one or two free parameters are on the line or plane of the first."""
+    if position.dof == 2:
+        normal = np.cross(*np.moveaxis(position.orbit_matrix, 2, 0))  # (members, 3)
+        normal //= np.gcd.reduce(normal, axis=1, keepdims=True)
+        same = (normal == normal[0]).all(1) | (normal == -normal[0]).all(1)
+        return int((same & ((position.orbit_shift - position.orbit_shift[0]) @ normal[0] % GRID == 0)).sum())
     if position.dof != 1:
         return 0
     line, apart = position.orbit_matrix[:, :, 0], position.orbit_shift - position.orbit_shift[0]
