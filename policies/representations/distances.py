@@ -17,6 +17,10 @@ MIN_VOLUME = 3.0
 
 #: Choices of later coordinates that are looked at before a value is ruled out, and their steps: spread evenly.
 TRIES, _STEPS = 16, (0.8192, 0.6711, 0.5498)
+#: Å²: on planes of a larger area any number of sites has room.
+SMALL_AREA = 16.0
+#: The part of a share found by so many tries that is certain to be there.
+_SURE = 0.8
 
 
 def tries(attempt: int, device: torch.device) -> torch.Tensor:
@@ -85,6 +89,19 @@ def free_on_line(metric: torch.Tensor, start: torch.Tensor, direction: torch.Ten
     ends.index_put_((row, first), torch.ones_like(row, dtype=torch.int32), accumulate=True)
     ends.index_put_((row, last + 1), -torch.ones_like(row, dtype=torch.int32), accumulate=True)
     return allowed & (ends.cumsum(1)[:, :steps] == 0)
+
+
+def sites_on_plane(share: torch.Tensor, area: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
+    """(N,) how many sites, of so many atoms (N,) each, find room on planes of which a share (N,) is free, wherever each
+    is put: an atom takes at most a disc of the limit's radius from those that follow. area: (N,) Å²."""
+    taken = torch.pi * MIN_DISTANCE**2 * atoms
+    return torch.where(share > 0, 1 + (_SURE * share * area / taken).long(), 0)
+
+
+def area(plane: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
+    """(N,) Å² of what two parameters from 0 to 1 span: planes (N, 3, 2) in cells with metric tensors (N, 3, 3)."""
+    a, b = plane.unbind(2)
+    return (_product(a, metric, a) * _product(b, metric, b) - _product(a, metric, b) ** 2).clamp(min=0).sqrt()
 
 
 def sites_on_line(free: torch.Tensor, line: torch.Tensor, metric: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:

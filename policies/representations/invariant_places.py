@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 import torch
 
-from policies.representations.distances import TRIES, free_on_line, heights, sites_on_line, too_close, tries
+from policies.representations.distances import (
+    SMALL_AREA,
+    TRIES,
+    area,
+    free_on_line,
+    heights,
+    sites_on_line,
+    sites_on_plane,
+    too_close,
+    tries,
+)
 from policies.representations.invariant_tables import SPECIAL, members, settle
 from policies.representations.orbit_tables import ANY, MOST_POSITIONS, tables
 from policies.representations.quantiser import Q
@@ -66,6 +76,11 @@ class Places:
             site = at[i, j]
             free = self._line_free(rows[i], site).sum(1)
             found[i, j] = sites_on_line(free, self.t.matrix[site, 0, :, 0], self.metric[rows[i]], self.t.own[site])
+        i, j = (inside & (dof == 2)).nonzero(as_tuple=True)
+        size = area(self.t.matrix[at[i, j], 0, :, :2], self.metric[rows[i]])
+        i, j, size = (x[size < SMALL_AREA] for x in (i, j, size))
+        if len(i):
+            found[i, j] = sites_on_plane(self._plane_free(rows[i], at[i, j]), size, self.t.own[at[i, j]])
         return found
 
     def multiplicities(self, rows: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -258,12 +273,21 @@ class Places:
         """(R, Q) with which values of their parameter the atoms of positions (rows of the tables) are apart."""
         return free_on_line(self.metric[rows], *self._differences(rows, site, self.filled[rows] + self.reserved[rows]))
 
-    def _differences(self, rows: torch.Tensor, site: torch.Tensor, taken: torch.Tensor
+    def _plane_free(self, rows: torch.Tensor, site: torch.Tensor) -> torch.Tensor:
+        """(R,) the share of planes (rows of the tables) with which their atoms are apart from all others."""
+        share, taken = torch.zeros(len(rows), device=rows.device), self.filled[rows] + self.reserved[rows]
+        for attempt in range(1, TRIES + 1):
+            u = tries(attempt, rows.device)[1]
+            share += free_on_line(self.metric[rows], *self._differences(rows, site, taken, u)).float().mean(1) / TRIES
+        return share
+
+    def _differences(self, rows: torch.Tensor, site: torch.Tensor, taken: torch.Tensor, second: torch.Tensor | float = 0
                      ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Start, direction (R, M, 3) and whether it is real (R, M) of the first atom's differences to all others of its
-        position, and to the first `taken` (R,) places in `atoms`."""
+        position, and to the first `taken` (R,) places in `atoms`. second: its second parameter."""
         count, filled = int(self.t.members[site].max()), int(taken.max())
-        line, shift = self.t.matrix[site, :count, :, 0], self.t.shift[site, :count]
+        line = self.t.matrix[site, :count, :, 0]
+        shift = self.t.shift[site, :count] + self.t.matrix[site, :count, :, 1] * second
         start = torch.cat([shift[:, :1] - self.atoms[rows, :filled], shift[:, :1] - shift[:, 1:]], 1)
         direction = torch.cat([line[:, :1].expand(-1, filled, -1), line[:, :1] - line[:, 1:]], 1)
         real = torch.cat([torch.arange(filled, device=rows.device) < taken[:, None],

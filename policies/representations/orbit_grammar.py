@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from policies.representations.base import EOS, MAX_Z, PAD, State
-from policies.representations.distances import MIN_VOLUME, TRIES, free_on_line, sites_on_line, too_close, tries
+from policies.representations.distances import (
+    MIN_VOLUME,
+    SMALL_AREA,
+    TRIES,
+    area,
+    free_on_line,
+    sites_on_line,
+    sites_on_plane,
+    too_close,
+    tries,
+)
 from policies.representations.elbow_room import holds
 from policies.representations.lattice import LatticeState, system_of
 from policies.representations.orbit_chemistry import Chemistry
@@ -160,6 +170,22 @@ class OrbitsState(State):
             site, metric = at[i, j], self.metric[rows[i]]
             free = self._free(rows[i], site, torch.zeros_like(i), torch.zeros(len(i), 3, device=rows.device)).sum(1)
             found[i, j] = sites_on_line(free, self.t.matrix[site, 0, :, 0], metric, self.t.own[site])
+        i, j = (wanted & self._small(rows, at)).nonzero(as_tuple=True)
+        if len(i):
+            site, u = at[i, j], torch.zeros(len(i), 3, device=rows.device)
+            share = torch.zeros(len(i), device=rows.device)
+            for attempt in range(1, TRIES + 1):
+                u[:, 1] = tries(attempt, rows.device)[1]
+                share += self._free(rows[i], site, torch.zeros_like(i), u, True).float().mean(1) / TRIES
+            found[i, j] = sites_on_plane(share, area(self.t.matrix[site, 0, :, :2], self.metric[rows[i]]),
+                                         self.t.own[site])
+        return found
+
+    def _small(self, rows: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """(R, P) which positions are on planes that may run out of room."""
+        found = self.t.dof[at] == 2
+        i, j = found.nonzero(as_tuple=True)
+        found[i, j] = area(self.t.matrix[at[i, j], 0, :, :2], self.metric[rows[i]]) < SMALL_AREA
         return found
 
     def _lasting(self, rows: torch.Tensor, at: torch.Tensor, after: torch.Tensor, rest: torch.Tensor,
@@ -170,7 +196,8 @@ class OrbitsState(State):
         """
         t, apart = self.t, apart.clone()
         exact = (self.asked_n[rows] > 0)[:, None]
-        tight = (apart & exact & ~t.roomy[after, rest.clamp(min=0)]).any(1).nonzero()[:, 0]
+        full = ~t.roomy[after, rest.clamp(min=0)] | (room < ANY).logical_and(t.dof[at] == 2)
+        tight = (apart & exact & full).any(1).nonzero()[:, 0]
         if not len(tight):
             return apart
         group, first = self.group[rows[tight]], self.t.base[self.group[rows[tight]], None]
