@@ -182,7 +182,8 @@ class Places:
         m = self.members
         found = torch.ones(len(member), Q, dtype=torch.bool, device=member.device)
         step, halves = m.basis[member, k, k], m.basis[member, 1, 1] == Q // 2
-        moves = (m.dof[member] > 1) & ((step < Q) if k != 1 else (step == 1) | (step == Q) | halves)
+        # The last coordinate tells apart members for whose sakes x and y were allowed.
+        moves = (m.dof[member] > 1) & ((step < Q, (step == 1) | (step == Q) | halves, step > 0)[k])
         start, along = self._direction(member, at, k)
         i = moves.nonzero()[:, 0]
         if len(i):
