@@ -39,10 +39,10 @@ def least_side(fits: Fits, sides: Sequence[float], mine: Sequence[bool]) -> floa
 
 
 @cache
-def rooms(max_atoms: int, group: int, sides: tuple[float, ...]) -> tuple[int, ...]:
+def rooms(max_atoms: int, group: int, sides: tuple[float, ...], spare: int) -> tuple[int, ...]:
     """For how many sites each position of a group is certain to have room in an empty cell that holds a box with these
     sides (Å); `ANY` for general positions, which the least volume is for. One site less than there is room for, on
-    lines and planes: other positions may cross them."""
+    lines and planes, and `spare` more on lines: other positions may cross them."""
     t = tables(max_atoms)
     found = []
     for p, own in zip(positions(group), t.own[int(t.base[group]) :].tolist(), strict=False):
@@ -51,7 +51,7 @@ def rooms(max_atoms: int, group: int, sides: tuple[float, ...]) -> tuple[int, ..
             continue
         spanned = p.matrix * np.array(sides)[:, None]
         if p.dof == 1:
-            room = (np.linalg.norm(spanned) - MIN_DISTANCE * (own > 1)) / (_ON_LINE * own)
+            room = (np.linalg.norm(spanned) - MIN_DISTANCE * (own > 1)) / (_ON_LINE * own) - spare
         else:
             room = _free_area(spanned, own) / (_ON_PLANE * own)
         found.append(min(max(int(room), 0), max_atoms))
@@ -61,7 +61,7 @@ def rooms(max_atoms: int, group: int, sides: tuple[float, ...]) -> tuple[int, ..
 @cache
 def holds(max_atoms: int, group: int, n: int, sides: tuple[float, ...]) -> bool:
     """Whether a cell that holds a box with these sides (Å) certainly has room for n atoms in the primitive cell."""
-    return any(lasting(max_atoms, group, 0, n, rooms(max_atoms, group, sides)))
+    return any(lasting(max_atoms, group, 0, n, rooms(max_atoms, group, sides, 0)))
 
 
 def _free_area(spanned: np.ndarray, own: int) -> float:

@@ -105,7 +105,7 @@ def lasting(max_atoms: int, group: int, rest: Counts, cap: int, room: tuple[int,
 @cache
 def fits(max_atoms: int, group: int, counts: Counts, sides: tuple[float, ...]) -> bool:
     """Whether a cell that holds a box with these sides (Å) certainly has room for so many atoms of each element."""
-    return bool(lasting(max_atoms, group, counts, ANY, rooms(max_atoms, group, sides)))
+    return bool(lasting(max_atoms, group, counts, ANY, rooms(max_atoms, group, sides, 1)))
 
 
 def _label(pattern: Pattern, cap: int) -> int:
