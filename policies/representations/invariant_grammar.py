@@ -52,8 +52,8 @@ class InvariantState(State):
         #: Atoms still to be placed of each element, in order; the first is current. The most that its next site has.
         self.rest: list[Counts] = [()] * b
         self.cap = [ANY] * b
-        #: By position, which points must be occupied after a site on it.
-        self.needed: list[dict[int, Counts]] = [{}] * b
+        #: By position, which points must be occupied after a site on it, and of which some may have to be.
+        self.needed: list[dict[int, tuple[Counts, Counts]]] = [{}] * b
 
     def keep(self, rows: int) -> None:
         for name in ("phase", "group", "k", "grid", "formulas", "patterns", "rest", "cap", "needed"):
@@ -170,10 +170,10 @@ class InvariantState(State):
             for i, some in zip(rows.tolist(), lasting, strict=True):
                 self.needed[i] = some
 
-    def _lasting(self, rows: torch.Tensor, possible: Sequence[Sequence[int]]) -> list[dict[int, Counts]]:
-        """By row those of some positions (indices) after which there is certain to be room for the rest, and the points
-        that must then be occupied later."""
-        def among(rows: torch.Tensor, lines: bool) -> list[dict[int, Counts]]:
+    def _lasting(self, rows: torch.Tensor, possible: Sequence[Sequence[int]]
+                 ) -> list[dict[int, tuple[Counts, Counts]]]:
+        """By row those of some positions (indices) after which there is certain to be room for the rest, as `lasting`."""
+        def among(rows: torch.Tensor, lines: bool) -> list[dict[int, tuple[Counts, Counts]]]:
             room = self.places.room(rows, self.group[rows], lines).tolist()
             return [lasting(self.rep.max_atoms, int(self.group[i]), self.rest[i], self.cap[i],
                             tuple(some[: len(atoms_of(self.rep.max_atoms, int(self.group[i])))]))

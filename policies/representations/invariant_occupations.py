@@ -86,20 +86,29 @@ def choices(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int
 
 
 @cache
-def lasting(max_atoms: int, group: int, rest: Counts, cap: int, room: tuple[int, ...]) -> dict[int, Counts]:
+def lasting(max_atoms: int, group: int, rest: Counts, cap: int, room: tuple[int, ...]
+            ) -> dict[int, tuple[Counts, Counts]]:
     """Positions (indices) on which a site leaves what there is room for; for each the points that must be occupied
-    later. rest, cap: as for `choices`. room: how many sites each position has room for, `ANY` for any number.
+    later, and all that some may have to be. rest, cap: as for `choices`. room: how many sites each position has room
+    for, `ANY` for any number.
     """
     table, most, others = atoms_of(max_atoms, group), sum(rest), tuple(sorted(rest[1:]))
     free = tuple(sorted({m for (m, _), some in zip(table, room, strict=True) if some == ANY}))
     few = tuple(0 if some == ANY else min(some, most // m) for (m, _), some in zip(table, room, strict=True))
 
-    def holds(i: int, without: int) -> bool:
-        fixed = (m for j, (m, _) in enumerate(table) if j != without for _ in range(few[j] - (j == i)))
+    points = tuple(j for j, (_, again) in enumerate(table) if not again and few[j])
+
+    def holds(i: int, *without: int) -> bool:
+        fixed = (m for j, (m, _) in enumerate(table) if j not in without for _ in range(few[j] - (j == i)))
         return _fillable(free, tuple(sorted(fixed)), rest[0] - table[i][0], table[i][0], others)
 
-    return {i: tuple(j for j, (_, again) in enumerate(table) if not again and few[j] and i != j and not holds(i, j))
-            for i, (m, _) in enumerate(table) if room[i] and m <= min(rest[0], cap) and holds(i, -1)}
+    def needed(i: int) -> tuple[Counts, Counts]:
+        others = tuple(j for j in points if j != i)
+        if holds(i, *others):
+            return (), ()
+        return tuple(j for j in others if not holds(i, j)), others
+
+    return {i: needed(i) for i, (m, _) in enumerate(table) if room[i] and m <= min(rest[0], cap) and holds(i)}
 
 
 @cache
