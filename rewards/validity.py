@@ -21,7 +21,7 @@ class Validity:
     """1 for a valid crystal, 0 for any other; `check` says why.
 
     min_distance: Å, between any two atoms, an atom's own images included (0.5: Xie et al., arXiv 2110.06197).
-    volume_per_atom: Å³, lowest and highest; MP-20 has 6.7 to 202. density: g/cm³; MP-20 has 0.12 to 22.
+    volume_per_atom: Å³, lowest and highest; MP-20 has 5.77 to 202. density: g/cm³; MP-20 has 0.12 to 22.
     max_length: Å, of a cell vector. max_atoms: in the cell.
     """
 

@@ -8,10 +8,10 @@ from policies.representations.quantiser import Q
 
 #: Å: no two atoms are written closer (the validity limit of Xie et al., arXiv 2110.06197).
 MIN_DISTANCE = 0.5
-#: Å: the least distance between the lattice planes of a primitive cell (MP-20's least is 1.95). From twice the limit on,
-#: of two atoms only the pair of images that is nearest in every fractional coordinate can be too close.
+#: Å: the least distance between the lattice planes of a primitive cell (MP-20's least is 1.95). From twice the limit
+#: on, of two atoms only the pair of images that is nearest in every fractional coordinate can be too close.
 MIN_HEIGHT = 1.9
-#: Å³ per atom: the least a cell offers (MP-20's densest has 6.7).
+#: Å³ per atom: the least a cell offers (MP-20's densest has 5.77).
 MIN_VOLUME = 3.0
 
 

@@ -172,7 +172,7 @@ class InvariantState(State):
 
     def _lasting(self, rows: torch.Tensor, possible: Sequence[Sequence[int]]
                  ) -> list[dict[int, tuple[Counts, Counts]]]:
-        """By row those of some positions (indices) after which there is certain to be room for the rest, as `lasting`."""
+        """By row those of some positions (indices) after which there is certain to be room, as `lasting`."""
         def among(rows: torch.Tensor, lines: bool) -> list[dict[int, tuple[Counts, Counts]]]:
             room = self.places.room(rows, self.group[rows], lines).tolist()
             return [lasting(self.rep.max_atoms, int(self.group[i]), self.rest[i], self.cap[i],

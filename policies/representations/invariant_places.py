@@ -212,8 +212,8 @@ class Places:
 
     def _apart_ahead(self, rows: torch.Tensor, group: torch.Tensor, member: torch.Tensor, grid: torch.Tensor,
                      at: torch.Tensor, k: int, wanted: torch.Tensor) -> torch.Tensor:
-        """(N, Q): of the wanted values of coordinate k those with which some choice, of `TRIES`, of the later ones keeps
-        all atoms apart; all of them on lines, and in cells so thick that there always is such a choice."""
+        """(N, Q): of the wanted values of coordinate k those with which some choice, of `TRIES`, of the later ones
+        keeps all atoms apart; all of them on lines, and in cells so thick that there always is such a choice."""
         m = self.members
         found = torch.ones_like(wanted)
         tight = (m.dof[member] > 1) & (heights(self.metric[rows]).amin(1) < _THICK)

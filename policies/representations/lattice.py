@@ -37,8 +37,8 @@ EQUAL = ((A, B, C), (A, B, C), (A, B, C), (A, A, C), (A, A, C), (A, A, A))
 #: Whether it is an angle, its two blocks, the first whole number, steps of the second.
 KINDS = ((False, "length", "hundredth", MIN_LENGTH, LENGTH_STEPS),
          (True, "degree", "twentieth", MIN_ANGLE, ANGLE_STEPS))
-#: Å: the least distance between the lattice planes along a, b and c, by crystal system, of primitive and of conventional
-#: cells. In thinner conventional ones the atoms that symmetry repeats find no place.
+#: Å: the least distance between the lattice planes along a, b and c, by crystal system, of primitive and of
+#: conventional cells. In thinner conventional ones the atoms that symmetry repeats find no place.
 PRIMITIVE = ((MIN_HEIGHT,) * 3,) * len(SYSTEMS)
 CONVENTIONAL = tuple((2.1, 2.1, 2.4) if system == "hexagonal" else (2.4,) * 3 for system in SYSTEMS)
 #: Angles must leave this much room (degrees) to the ones that make a flat cell.
@@ -197,7 +197,8 @@ class LatticeState:
         is_angle = which >= 3
         if not is_angle.all():
             tall = volume[:, None] / radians.sin()  # height by length
-            sides = torch.where(mine, length_low[:, None], torch.where(edges.isnan(), _LONGEST, edges)) * tall
+            known = torch.where(edges.isnan(), _LONGEST, edges)
+            sides = torch.where(mine, length_low[:, None], known) * tall
             length_low = torch.where(is_angle, length_low, self._with_room(rows, sides, mine, tall))
         length_low = (length_low.clamp(max=_LONGEST) * LENGTH_STEPS - 1e-6).ceil()
         return (torch.where(is_angle, angle_low, length_low),
@@ -206,7 +207,7 @@ class LatticeState:
 
     def _with_room(self, rows: torch.Tensor, sides: torch.Tensor, mine: torch.Tensor, tall: torch.Tensor
                    ) -> torch.Tensor:
-        """(R,) Å of the edges that are `mine` (R, 3), at least what makes their `sides` (R, 3), such that there is room.
+        """(R,) Å of the edges that are `mine` (R, 3), at least what makes their `sides` (R, 3), with room for atoms.
 
         tall: (R, 3) sides by edges.
         """
@@ -215,7 +216,8 @@ class LatticeState:
             fits = self.fits[i]
             if fits is not None and any(own):
                 side = least_side(fits, some, own)
-                found[r] = max(float(found[r]), *(side / float(t) for t, here in zip(tall[r], own, strict=True) if here))
+                least = [side / t for t, here in zip(tall[r].tolist(), own, strict=True) if here]
+                found[r] = max(float(found[r]), *least)
         return found
 
 

@@ -25,7 +25,8 @@ class Tables:
     the representative first, zero-padded. members: (R,) in the conventional cell. points: (231,) lattice points per
     conventional cell. reach: (R, max_atoms + 1) bool: whether so many atoms can be made from this row on. least: (R,)
     the least number of atoms that can. roomy: as reach, by positions with two or three free parameters alone. own:
-    (R,) atoms that a site with one or two free parameters has on each of its lines or planes. of_orbit: by group, orbit -> position.
+    (R,) atoms that a site with one or two free parameters has on each of its lines or planes. of_orbit: by group, orbit
+    -> position.
     """
 
     base: torch.Tensor
