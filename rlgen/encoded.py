@@ -25,7 +25,7 @@ from rlgen.reference import safe_symprec
 from rlgen.types import CrystalError, UserError
 
 #: Raise when what is cached for a crystal changes.
-VERSION = "1"
+VERSION = "2"
 LABEL_SYMPREC = 0.1  # Å: the tolerance at which a crystal's space group is told to the policy, and asked of it
 KINDS = ("parse", "chemistry", "geometry", "symmetry")
 
