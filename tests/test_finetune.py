@@ -101,7 +101,7 @@ def test_resume_is_the_uninterrupted_run(policy, tmp_path):
         (["reward=stability", "reward.stability.widht=1"], "width"),
         (["reward=validity", "memory.formula.shape=stairs"], "known: none, inverse, step, linear, sigmoid"),
         (["reward=validity", "prompts.element=2"], "between 0 and 1"),
-        (["reward=validity", "replay.rows=4"], "must leave room in groups of 4"),
+        (["reward=validity", "replay.fraction=0.5", "replay.rows=4"], "must leave room in groups of 4"),
     ],
 )
 def test_mistakes_are_told(policy, tmp_path, arguments, says):
