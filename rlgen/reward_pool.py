@@ -92,6 +92,7 @@ class RewardPool:
         if len(conditions) != count:
             raise ValueError(f"{count} crystals and {len(conditions)} conditions")
         before = Counter(self.counters)
+        counters.drain()  # what others counted in this process is not of this batch
         reasons = [str(c) if isinstance(c, CrystalError) else self._gate.check(c) for c in crystals]
         payloads = {i: pack(c) for i, c in enumerate(crystals) if not reasons[i] and isinstance(c, Structure)}
         valid = list(payloads)

@@ -12,6 +12,7 @@ from toy_rewards import Asked, Length, Misconfigured, Rank, TooHigh, WithReasons
 
 from rewards.validity import Validity
 from rlgen.reward_measure import pack, unpack
+from rlgen.counters import count
 from rlgen.reward_pool import RewardPool
 from rlgen.types import CrystalError, UserError
 
@@ -25,6 +26,7 @@ def test_payload_keeps_the_crystal():
 
 
 def test_invalid_failed_and_low_are_three_things():
+    count("counted elsewhere")
     overlapping = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0.05, 0, 0]])
     crystals = [rocksalt(a=5.0), CrystalError("parse", "half a token"), overlapping, rocksalt("U", a=6.0)]
     with RewardPool([Validity(), Length(nan_for="U"), Asked()], "length+asked", workers=0) as pool:
