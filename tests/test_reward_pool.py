@@ -11,8 +11,8 @@ from pymatgen.core import Lattice, Structure
 from toy_rewards import Asked, Length, Misconfigured, Rank, TooHigh, WithReasons, rocksalt, rocksalts
 
 from rewards.validity import Validity
-from rlgen.reward_measure import pack, unpack
 from rlgen.counters import count
+from rlgen.reward_measure import pack, unpack
 from rlgen.reward_pool import RewardPool
 from rlgen.types import CrystalError, UserError
 
