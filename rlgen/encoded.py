@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import moyopy
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
@@ -21,12 +20,11 @@ from policies.representations import make
 from rlgen.data import Record, cache_dir
 from rlgen.data.cache import write_aside
 from rlgen.data.progress import bar
-from rlgen.reference import safe_symprec
+from rlgen.properties import symmetry
 from rlgen.types import CrystalError, UserError
 
 #: Raise when what is cached for a crystal changes.
 VERSION = "2"
-LABEL_SYMPREC = 0.1  # Å: the tolerance at which a crystal's space group is told to the policy, and asked of it
 KINDS = ("parse", "chemistry", "geometry", "symmetry")
 
 
@@ -153,8 +151,7 @@ def _encode_chunk(task: tuple[str, dict[str, Any], Sequence[Record]]
         try:
             ids = representation.encode(record.structure)
             written = representation.decode(ids)
-            group = representation.written_group(ids) or space_group(
-                written.lattice.matrix, written.frac_coords, written.atomic_numbers)
+            group = representation.written_group(ids) or symmetry(written)[0]
             done.append((np.array(ids, np.int32), group, np.array(written.atomic_numbers, np.uint8)))
         except CrystalError as error:
             failed[error.kind] += 1
@@ -177,16 +174,3 @@ def allowed(representation: Any, sequences: list[np.ndarray]) -> list[bool]:
         legal = representation.masks(ids[:, :-1]).gather(2, answer[..., None])[..., 0]
         found += (legal | (answer == representation.pad)).all(1).tolist()
     return found
-
-
-def space_group(lattice: Any, frac_coords: Any, numbers: Any) -> int:
-    """International number at `LABEL_SYMPREC`. Raises CrystalError("symmetry") where none is found."""
-    symprec = safe_symprec(np.asarray(lattice), LABEL_SYMPREC)
-    cell = moyopy.Cell(np.asarray(lattice).tolist(), np.asarray(frac_coords).tolist(), [int(z) for z in numbers])
-    try:
-        return moyopy.MoyoDataset(cell, symprec=symprec).number
-    except BaseException as error:
-        # moyopy raises ValueError, and pyo3's PanicException, a BaseException, on degenerate cells.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise CrystalError("symmetry", f"no space group at {symprec} Å: {error}") from error

@@ -22,6 +22,7 @@ LEVELS = {
     "rlgen.hull": 1,
     "rlgen.reference": 1,
     "rlgen.protostructure": 1,
+    "rlgen.properties": 1,
     "policies.representations": 1,
     "policies": 2,
     "rewards": 2,
