@@ -23,6 +23,7 @@ LEVELS = {
     "rlgen.reference": 1,
     "rlgen.protostructure": 1,
     "rlgen.properties": 1,
+    "rlgen.conditions": 1,
     "policies.representations": 1,
     "policies": 2,
     "rewards": 2,

@@ -1,0 +1,172 @@
+"""How properties are asked for: one transform each, the same in prompts, distances and rewards, kept in checkpoints.
+
+A numeric property is told to the policy as one of `bins` tokens that divide its range evenly, on a linear or a
+logarithmic scale. The outer bins are open: whatever lies beyond the range belongs to them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rlgen.types import UserError
+
+#: Those of the International Tables: groups with hexagonal axes are trigonal up to 167.
+CRYSTAL_SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
+#: The last space group of each.
+_LAST_GROUP = (2, 15, 74, 142, 167, 194, 230)
+#: Of the values that a transform is fitted to, what lies outside these percentiles is left to the open bins.
+PERCENTILES = (0.1, 99.9)
+#: Positive values that span more than this factor are written on a logarithmic scale.
+LOG_SPAN = 1e3
+BINS = 64
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A numeric property's scale. kind: "linear" or "log". low, high: the range, in the property's own unit."""
+
+    kind: str
+    low: float
+    high: float
+    bins: int = BINS
+
+    KINDS: ClassVar[tuple[str, ...]] = ("linear", "log")
+
+    def __post_init__(self) -> None:
+        if self.kind not in self.KINDS:
+            raise UserError(f"kind={self.kind!r} of a property; known: {', '.join(self.KINDS)}, category")
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise UserError(f"low={self.low}, high={self.high} of a property: low must be less than high")
+        if self.kind == "log" and self.low <= 0:
+            raise UserError(f"low={self.low} of a property: a logarithmic scale begins above 0")
+        if int(self.bins) != self.bins or self.bins < 2:
+            raise UserError(f"bins={self.bins} of a property: must be a whole number of at least 2")
+
+    @classmethod
+    def fit(cls, values: Any, kind: str | None = None, bins: int = BINS, *, low: float | None = None,
+            high: float | None = None) -> Transform:
+        """The range of values (M,) but for their outermost `PERCENTILES`; NaN are no values.
+
+        Without a kind it is logarithmic where all values are positive and span `LOG_SPAN`. A logarithmic range is
+        that of the positive values. UserError where nothing is left, or all that is left is one value.
+        """
+        known = np.asarray(values, dtype=float).ravel()
+        known = known[np.isfinite(known)]
+        if kind == "log":
+            known = known[known > 0]
+        if not len(known):
+            raise UserError(f"no {'positive ' if kind == 'log' else ''}values to fit a scale to")
+        ends = np.percentile(known, PERCENTILES)
+        if ends[0] == ends[1]:  # nearly all are equal, and the others count
+            ends = np.array([known.min(), known.max()])
+        if kind is None:
+            kind = "log" if known.min() > 0 and ends[1] > LOG_SPAN * ends[0] else "linear"
+        if ends[0] == ends[1] and (low is None or high is None):
+            raise UserError(f"all {len(known)} values are {ends[0]:g}: there is nothing to ask for")
+        return cls(kind, float(ends[0] if low is None else low), float(ends[1] if high is None else high), bins)
+
+    def scaled(self, values: Any) -> np.ndarray:
+        """0 at `low`, 1 at `high`, for values of any shape; beyond the range less or more, NaN for NaN.
+
+        On a logarithmic scale all values below `low` are 0, those not positive included.
+        """
+        values = np.asarray(values, dtype=float)
+        if self.kind == "linear":
+            return (values - self.low) / (self.high - self.low)
+        return np.log(np.maximum(values, self.low) / self.low) / math.log(self.high / self.low)
+
+    def unscaled(self, scaled: Any) -> np.ndarray:
+        """The inverse of `scaled`."""
+        scaled = np.asarray(scaled, dtype=float)
+        if self.kind == "linear":
+            return self.low + scaled * (self.high - self.low)
+        return self.low * (self.high / self.low) ** scaled
+
+    def index(self, value: Any) -> int:
+        """The bin of a value; the outer ones are open. UserError for what is no number."""
+        try:
+            scaled = float(self.scaled(float(value)))
+        except (TypeError, ValueError):
+            scaled = math.nan
+        if math.isnan(scaled):
+            raise UserError(f"{value!r} is no number")
+        return int(min(max(scaled, 0.0) * self.bins, self.bins - 1))
+
+    def value(self, index: int) -> float:
+        """The middle of a bin."""
+        return float(self.unscaled((index + 0.5) / self.bins))
+
+    def token_names(self, name: str) -> list[str]:
+        """One for each bin."""
+        return [f"{name}[{i}]" for i in range(self.bins)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Category:
+    """A property that is one of a few names."""
+
+    names: tuple[str, ...]
+
+    @property
+    def bins(self) -> int:
+        return len(self.names)
+
+    def index(self, value: Any) -> int:
+        """The place of a name. UserError lists the known ones."""
+        if value not in self.names:
+            raise UserError(f"{value!r} is not one of {', '.join(self.names)}")
+        return self.names.index(value)
+
+    def token_names(self, name: str) -> list[str]:
+        return list(self.names)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "category", "names": list(self.names)}
+
+
+#: Of the property `crystal_system`.
+SYSTEM = Category(CRYSTAL_SYSTEMS)
+
+
+def crystal_system(group: int) -> int:
+    """The place in `CRYSTAL_SYSTEMS` of a space group's."""
+    return int(np.searchsorted(_LAST_GROUP, group))
+
+
+def groups_of(system: str) -> range:
+    """The space groups of a crystal system."""
+    at = SYSTEM.index(system)
+    return range(_LAST_GROUP[at - 1] + 1 if at else 1, _LAST_GROUP[at] + 1)
+
+
+def read(conditions: Mapping[str, Any]) -> dict[str, Transform | Category]:
+    """Transforms by property from plain dicts, as settings and checkpoints have them. UserError names the property."""
+    found: dict[str, Transform | Category] = {}
+    for name, given in conditions.items():
+        try:
+            found[name] = _read(given)
+        except (TypeError, UserError) as error:
+            raise UserError(f"conditions.{name}: {error}") from error
+    return found
+
+
+def _read(given: Any) -> Transform | Category:
+    if isinstance(given, Transform | Category):
+        return given
+    if not isinstance(given, Mapping):
+        raise UserError(f"{given!r} must have kind, low, high and bins")
+    fields = dict(given)
+    if fields.get("kind") == "category":
+        names: Sequence[str] = fields.get("names", ())
+        if len(set(names)) < 2 or len(set(names)) < len(names):
+            raise UserError("a category needs two names or more, each once")
+        return Category(tuple(map(str, names)))
+    return Transform(**fields)
