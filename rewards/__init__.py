@@ -21,6 +21,7 @@ REWARDS: dict[str, str] = {
     "uniqueness": "rewards.uniqueness:Uniqueness",
     "stability": "rewards.stability:Stability",
     "spread": "rewards.spread:Spread",
+    "condition": "rewards.condition:ConditionMatch",
 }
 
 __all__ = ["REWARDS", "Reward", "make"]

@@ -65,7 +65,8 @@ def make_rewards(config: Any) -> tuple[list, Any]:
 
     expression = parse(config.reward.expression)
     parameters = plain(config.reward)
-    parameters["stability"] = {"energy": config.energy} | parameters["stability"]
+    for name in ("stability", "condition"):
+        parameters[name] = {"energy": config.energy} | parameters[name]
     train = "shipped:train" if config.data == "shipped" else f"{config.data}:train"
     parameters["novelty"] = {"reference": train} | parameters["novelty"]
     return [make(name, **parameters.get(name, {})) for name in expression.names], expression

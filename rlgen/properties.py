@@ -29,12 +29,15 @@ class Property:
     """unit: "" for a plain number. kind: a number has distances, of categories one is met or not.
 
     measure: its value for a structure, NaN where it has none; None: it does not follow from the structure alone.
+    tolerance, width: in its unit; a number this close is as asked, and from there on a match halves with each width.
     """
 
     unit: str
     kind: Literal["number", "category"]
     meaning: str
     measure: Callable[[Structure], float] | None = None
+    tolerance: float = 0.0
+    width: float = 0.0
 
 
 def symmetry(structure: Structure) -> tuple[int, int]:
@@ -56,8 +59,8 @@ def symmetry(structure: Structure) -> tuple[int, int]:
 
 
 def crystal_system(space_group: int) -> int:
-    """1 to 7 in the order of `CRYSTAL_SYSTEMS`, of a space group 1 to 230."""
-    return bisect_left(_LAST, space_group) + 1
+    """The place in `CRYSTAL_SYSTEMS` of a space group 1 to 230."""
+    return bisect_left(_LAST, space_group)
 
 
 def hhi(composition: Composition) -> tuple[float, float]:
@@ -86,18 +89,20 @@ def _of_symmetry(value: Callable[[int, int], int]) -> Callable[[Structure], floa
 
 
 PROPERTIES: dict[str, Property] = {
-    "density": Property("g/cm³", "number", "mass by volume", lambda s: float(s.density)),
-    "volume_per_atom": Property("Å³", "number", "of the cell", lambda s: s.volume / len(s)),
-    "n_atoms": Property("", "number", "atoms in the primitive cell", _of_symmetry(lambda group, n: n)),
-    "n_elements": Property("", "number", "different elements", lambda s: len(s.composition)),
+    "density": Property("g/cm³", "number", "mass by volume", lambda s: float(s.density), 0.2, 2.0),
+    "volume_per_atom": Property("Å³", "number", "of the cell", lambda s: s.volume / len(s), 0.5, 5.0),
+    "n_atoms": Property("", "number", "atoms in the primitive cell", _of_symmetry(lambda group, n: n), 0.0, 2.0),
+    "n_elements": Property("", "number", "different elements", lambda s: len(s.composition), 0.0, 1.0),
     "space_group": Property("", "category", "international number, 1 to 230", _of_symmetry(lambda group, n: group)),
-    "crystal_system": Property("", "category", "triclinic (1) to cubic (7)",
+    "crystal_system": Property("", "category", f"one of {', '.join(CRYSTAL_SYSTEMS)}, measured as its place among them",
                                _of_symmetry(lambda group, n: crystal_system(group))),
-    "hhi_production": Property("", "number", "Herfindahl-Hirschman index, production", lambda s: hhi(s.composition)[0]),
-    "hhi_reserve": Property("", "number", "Herfindahl-Hirschman index, reserves", lambda s: hhi(s.composition)[1]),
-    "e_above_hull": Property("eV/atom", "number", "energy above the convex hull of known crystals"),
-    "band_gap": Property("eV", "number", "by PBE, as the Materials Project has it"),
-    "magnetic_density": Property("µB/Å³", "number", "magnetisation by volume"),
+    "hhi_production": Property("", "number", "Herfindahl-Hirschman index, production", lambda s: hhi(s.composition)[0],
+                               100.0, 1000.0),
+    "hhi_reserve": Property("", "number", "Herfindahl-Hirschman index, reserves", lambda s: hhi(s.composition)[1],
+                            100.0, 1000.0),
+    "e_above_hull": Property("eV/atom", "number", "energy above the convex hull of known crystals", None, 0.02, 0.1),
+    "band_gap": Property("eV", "number", "by PBE, as the Materials Project has it", None, 0.2, 1.0),
+    "magnetic_density": Property("µB/Å³", "number", "magnetisation by volume", None, 0.005, 0.05),
 }
 
 

@@ -16,8 +16,9 @@ from rlgen.types import Condition, UserError
 #: One crystal on its way to a worker: lattice (3, 3) Å, atomic numbers (N,), fractional coordinates (N, 3). A pickled
 #: Structure is four times as large and costs 17 times as much.
 Payload = tuple[np.ndarray, np.ndarray, np.ndarray]
-#: What one reward measured: raw (n,), why a value is NaN (n), whether an exception or a lost worker is to blame (n,).
-Measured = tuple[np.ndarray, list[str], np.ndarray]
+#: What one reward measured: raw (n,), why a value is NaN (n), whether an exception or a lost worker is to blame (n,),
+#: and further columns (n,) to keep.
+Measured = tuple[np.ndarray, list[str], np.ndarray, dict[str, np.ndarray]]
 
 
 def pack(structure: Structure) -> Payload:
@@ -48,13 +49,16 @@ def measure(
 
 def _measure_one(reward: Reward, structures: list[Structure], conditions: Sequence[Condition]) -> Measured:
     n = len(structures)
+    columns: dict[str, np.ndarray] = {}
     try:
-        if hasattr(reward, "measure_with_reasons"):
+        if hasattr(reward, "measure_with_columns"):
+            values, reasons, columns = reward.measure_with_columns(structures, conditions)
+        elif hasattr(reward, "measure_with_reasons"):
             values, reasons = reward.measure_with_reasons(structures, conditions)
         else:
             values, reasons = reward.measure(structures, conditions), [""] * n
         raw = np.array(values, dtype=float)
-        if raw.shape != (n,) or len(reasons) != n:
+        if raw.shape != (n,) or len(reasons) != n or any(np.shape(column) != (n,) for column in columns.values()):
             raise ValueError(f"measured {raw.shape} values and {len(reasons)} reasons for {n} crystals")
     except UserError:
         raise
@@ -66,13 +70,20 @@ def _measure_one(reward: Reward, structures: list[Structure], conditions: Sequen
         bad = ~np.isfinite(raw)
         reasons = [(r or f"measured {v}") if b else "" for r, v, b in zip(reasons, raw, bad, strict=True)]
         raw[bad] = np.nan
-        return raw, reasons, np.zeros(n, dtype=bool)
+        return raw, reasons, np.zeros(n, dtype=bool), columns
     # Not in the handler: as long as the exception lives, so does the memory that was not enough.
     if n == 1 or not reward.per_sample:
-        return np.full(n, np.nan), [why] * n, np.ones(n, dtype=bool)
+        return lost(n, why)
     singles = [_measure_one(reward, [s], [c]) for s, c in zip(structures, conditions, strict=True)]
+    names = dict.fromkeys(name for s in singles for name in s[3])
     return (
         np.concatenate([s[0] for s in singles]),
         [reason for s in singles for reason in s[1]],
         np.concatenate([s[2] for s in singles]),
+        {name: np.concatenate([s[3].get(name, [np.nan]) for s in singles]) for name in names},
     )
+
+
+def lost(n: int, why: str) -> Measured:
+    """What is known of n crystals over which a reward raised, or a worker was lost."""
+    return np.full(n, np.nan), [why] * n, np.ones(n, dtype=bool), {}

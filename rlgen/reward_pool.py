@@ -39,8 +39,9 @@ class RewardPool:
     one that runs end with a RuntimeError, at the latest after the task of this process that it is in.
 
     A reward may offer `warm_up()` (called once per worker, before any time limit on crystals runs),
-    `measure_with_reasons(structures, conditions) -> (raw, reasons)`, and, if it looks at the whole batch,
-    `in_worker = True` to be run in a worker rather than in this process.
+    `measure_with_reasons(structures, conditions) -> (raw, reasons)`, or `measure_with_columns`, which gives besides
+    those a dict of columns (B,) to keep with the samples, and, if it looks at the whole batch, `in_worker = True` to
+    be run in a worker rather than in this process.
     """
 
     def __init__(
@@ -100,10 +101,13 @@ class RewardPool:
         status = np.where([bool(r) for r in reasons], "invalid", "ok").astype("<U7")
         problems: dict[int, dict[int, str]] = {i: {} for i in valid}
         raised = np.zeros((count, len(self.rewards)), dtype=bool)
+        extra: dict[str, np.ndarray] = {}
 
         def record(task: Task, results: list[Measured]) -> None:
-            for k, (values, why, threw) in zip(task.rewards, results, strict=True):
+            for k, (values, why, threw, columns) in zip(task.rewards, results, strict=True):
                 raw[task.crystals, k], raised[task.crystals, k] = values, threw
+                for name, column in columns.items():
+                    extra.setdefault(name, np.full(count, np.nan))[task.crystals] = column
                 for i, text in zip(task.crystals, why, strict=True):
                     if text:
                         problems[i][k] = text
@@ -124,7 +128,7 @@ class RewardPool:
         self.counters.update(counters.drain())  # what the check of validity counted
         # Of other events, those of this batch only: a resumed run logs what the uninterrupted one does.
         new = {name: n - before[name] for name, n in self.counters.items() if name in _ALWAYS or n != before[name]}
-        return RewardBreakdown(self.names, raw, score, total, status, reasons, counters=new)
+        return RewardBreakdown(self.names, raw, score, total, status, reasons, extra, new)
 
     def _plan(self, valid: list[int], payloads: dict[int, Payload]) -> tuple[list[Task], list[Task]]:
         """What is measured in this process, and what by workers (also in this process if there are none)."""

@@ -12,11 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from rewards.base import Reward
 from rlgen.ray_session import RaySession
-from rlgen.reward_measure import Measured, Payload, measure
+from rlgen.reward_measure import Measured, Payload, lost, measure
 from rlgen.settings import RayConfig
 from rlgen.types import Condition, UserError
 
@@ -215,8 +213,7 @@ class Workers:
         logger.warning("a reward worker was lost over %d crystals: %s", len(task.crystals), why)
         if task.strikes:
             n = len(task.crystals)
-            reasons = [f"{why}, the second worker lost over it"] * n
-            record(task, [(np.full(n, np.nan), reasons, np.ones(n, dtype=bool)) for _ in task.rewards])
+            record(task, [lost(n, f"{why}, the second worker lost over it") for _ in task.rewards])
             return
         parts = [[i] for i in task.crystals] if task.divisible else [task.crystals]
         queue.extend(Task(task.rewards, part, task.limit_s, task.divisible, strikes=1) for part in parts)

@@ -87,6 +87,7 @@ class RewardConfig:
     uniqueness: dict[str, Any] = field(default_factory=dict)
     spread: dict[str, Any] = field(default_factory=dict)
     stability: dict[str, Any] = field(default_factory=dict)
+    condition: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

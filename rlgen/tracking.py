@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rewards.guards import GUARDS
 from rlgen import samples
+from rlgen.properties import PROPERTIES
 from rlgen.types import CrystalError, RewardBreakdown, UserError
 
 if TYPE_CHECKING:
@@ -175,11 +176,23 @@ def breakdown_scalars(breakdown: RewardBreakdown) -> dict[str, float]:
         scalars[f"reward/{name}_raw"] = _mean(breakdown.raw[:, k])
     if "stability" in breakdown.names:  # a guard that refused nothing is 0, not a gap in the curve
         scalars |= {f"guard/{guard}": 0.0 for guard in GUARDS}
+    scalars |= _asked_scalars(breakdown.extra)
     counted = breakdown.counters
     hits, misses = counted.get("cache_hits", 0), counted.get("cache_misses", 0)
     if hits + misses:
         scalars["cache/hit_rate"] = hits / (hits + misses)
     return scalars | {name if "/" in name else f"pool/{name}": float(count) for name, count in counted.items()}
+
+
+def _asked_scalars(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Of what was asked: how well each property was met, and by how much a number was missed (mean, in its unit)."""
+    scalars = {}
+    for name in [column.removeprefix("match_") for column in columns if column.startswith("match_")]:
+        scalars[f"condition/{name}"] = _mean(columns[f"match_{name}"])
+        if f"measured_{name}" in columns and (name not in PROPERTIES or PROPERTIES[name].kind == "number"):
+            asked = np.array([float(condition.get(name, math.nan)) for condition in columns["condition"]])
+            scalars[f"condition/{name}_error"] = _mean(np.abs(columns[f"measured_{name}"] - asked))
+    return scalars
 
 
 def energy_histogram(before: Sequence[float], after: Sequence[float] | None = None) -> Figure:

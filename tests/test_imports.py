@@ -24,6 +24,7 @@ LEVELS = {
     "rlgen.protostructure": 1,
     "rlgen.properties": 1,
     "rlgen.conditions": 1,
+    "rlgen.predictors": 1,
     "policies.representations": 1,
     "policies": 2,
     "rewards": 2,

@@ -1,0 +1,176 @@
+"""Condition match: is the crystal as it was asked for, in every property that its prompt names?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+from pymatgen.core import Composition, Structure
+
+from rlgen.conditions import Category, Transform, read
+from rlgen.predictors import Predictor, predictor_of
+from rlgen.properties import CRYSTAL_SYSTEMS, PROPERTIES
+from rlgen.protostructure import MIRRORED
+from rlgen.types import Condition, UserError
+
+Combine = Literal["mean", "geometric"]
+#: Tolerance and width where nothing else says them, as shares of the range of the property's scale.
+SHARES = (0.01, 0.1)
+
+
+def _symbols(asked: Any) -> set[str]:
+    """Elements written as Li-Fe-O, Li,Fe,O or a list."""
+    return set(asked.replace(",", "-").split("-") if isinstance(asked, str) else map(str, asked))
+
+
+def _has(structure: Structure) -> set[str]:
+    return {element.symbol for element in structure.composition.element_composition}
+
+
+#: Whether a crystal's composition is as asked, by the condition's key.
+COMPOSITION: dict[str, Callable[[Structure, Any], bool]] = {
+    "element": lambda s, asked: _symbols(asked) <= _has(s),
+    "elements": lambda s, asked: _has(s) <= _symbols(asked),
+    "chemical_system": lambda s, asked: _has(s) == _symbols(asked),
+    "formula": lambda s, asked: Composition(str(asked)).reduced_formula
+    == s.composition.element_composition.reduced_formula,
+}
+#: What the grammar alone sees to: it holds for every crystal that comes here.
+GRAMMAR = ("max_atoms", "neutral")
+
+
+@dataclass(frozen=True)
+class ConditionMatch:
+    """The mean over what is asked of a crystal of how well it is met, each between 0 and 1. Asked nothing, it is 1.
+
+    A number is met, 1, within `tolerance` of what is asked, and from there on halves with every `width`: there is a
+    slope towards the target however far it is. Both are in the property's unit, by its name; their defaults are in
+    `rlgen.properties`, or, for a property with a scale, a hundredth and a tenth of its range. Space group, crystal
+    system, formula and elements are met or not (1 or 0); the space group of a mirror image counts as the one asked for.
+
+    properties: what counts of what is asked; null: all. combine: "mean", or "geometric", which wants all of them at
+    once. functions: what gives a property, as "my.module:function" (from a Structure to a number), besides what
+    `rlgen.predictors` has; of a category it gives the place of the name. scales: of properties, as `rlgen.conditions`
+    reads them (kind, low, high): on a logarithmic scale distances are those of the logarithms, and tolerance and width
+    hold above what is asked. energy, hull: of e_above_hull.
+
+    Where a property cannot be had, the crystal has no match and has failed.
+    """
+
+    properties: Sequence[str] | None = None
+    combine: Combine = "mean"
+    tolerance: Mapping[str, float] = field(default_factory=dict)
+    width: Mapping[str, float] = field(default_factory=dict)
+    functions: Mapping[str, str] = field(default_factory=dict)
+    scales: Mapping[str, Any] = field(default_factory=dict)
+    energy: str = "auto"
+    hull: str | None = None
+
+    name: ClassVar[str] = "condition"
+    unit: ClassVar[str] = ""
+    per_sample: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.combine not in get_args(Combine):
+            raise UserError(f"condition combine={self.combine}: known are {', '.join(get_args(Combine))}")
+        for what, given, least in (("tolerance", self.tolerance, 0.0), ("width", self.width, 1e-12)):
+            wrong = [name for name, value in given.items() if not float(value) >= least]
+            if wrong:
+                raise UserError(f"condition {what}.{wrong[0]}={given[wrong[0]]}: must be "
+                                f"{'at least' if least == 0 else 'above'} 0, in the property's unit")
+        read(self.scales)
+
+    def warm_up(self) -> None:
+        """Load the models of the properties that are named in the settings."""
+        for name in self.properties or ():
+            if name not in COMPOSITION:
+                self._predictor(name)
+
+    def measure(self, structures: Sequence[Structure], conditions: Sequence[Condition]) -> np.ndarray:
+        """How well each crystal (B,) is as asked, NaN where a property could not be had."""
+        return self.measure_with_columns(structures, conditions)[0]
+
+    def measure_with_columns(
+        self, structures: Sequence[Structure], conditions: Sequence[Condition]
+    ) -> tuple[np.ndarray, list[str], dict[str, np.ndarray]]:
+        """Matches (B,), why one is NaN, and per property `match_<name>` (0 to 1) and, of what has a value,
+        `measured_<name>` (B,), NaN for crystals that were not asked for it."""
+        count = len(structures)
+        reasons: list[str] = [""] * count
+        columns: dict[str, np.ndarray] = {}
+        for name in sorted({name for condition in conditions for name in condition if self._counts(name)}):
+            rows = [i for i in range(count) if conditions[i].get(name) is not None]
+            asked = [conditions[i][name] for i in rows]
+            some = [structures[i] for i in rows]
+            match = columns[f"match_{name}"] = np.full(count, np.nan)
+            if name in COMPOSITION:
+                match[rows] = [COMPOSITION[name](s, a) for s, a in zip(some, asked, strict=True)]
+                continue
+            values, why = self._predictor(name).predict(some)
+            columns[f"measured_{name}"] = np.full(count, np.nan)
+            columns[f"measured_{name}"][rows] = values
+            match[rows] = [self.match(name, float(v), a) for v, a in zip(values, asked, strict=True)]
+            for i, text in zip(rows, why, strict=True):
+                if text:
+                    reasons[i] = f"{reasons[i]}, {name}: {text}".removeprefix(", ")
+        matches = [match for column, match in columns.items() if column.startswith("match_")]
+        raw = self._combined(np.array(matches).reshape(len(matches), count).T)
+        raw[[bool(reason) for reason in reasons]] = np.nan
+        return raw, reasons, columns
+
+    def transform(self, raw: np.ndarray) -> np.ndarray:
+        return np.asarray(raw, dtype=float)
+
+    def match(self, name: str, value: float, asked: Any) -> float:
+        """How well one value meets what is asked, 0 to 1; NaN for NaN."""
+        if math.isnan(value):
+            return math.nan
+        if name == "space_group":
+            return float(MIRRORED.get(int(value), int(value)) == MIRRORED.get(int(asked), int(asked)))
+        if name == "crystal_system":
+            if asked not in CRYSTAL_SYSTEMS:
+                raise UserError(f"crystal_system={asked}: known are {', '.join(CRYSTAL_SYSTEMS)}")
+            return float(CRYSTAL_SYSTEMS[int(value)] == asked)
+        scale = read(self.scales).get(name)
+        if isinstance(scale, Category):
+            return float(int(value) == scale.index(asked))
+        return self._met(name, value, float(asked), scale)
+
+    def _met(self, name: str, value: float, target: float, scale: Transform | None) -> float:
+        """UserError: nothing says over which width a match in this property halves."""
+        if name in PROPERTIES:
+            tolerance, width = PROPERTIES[name].tolerance, PROPERTIES[name].width
+        elif scale is not None:
+            tolerance, width = (float(scale.unscaled(scale.scaled(target) + share)) - target for share in SHARES)
+        else:
+            tolerance, width = 0.0, 0.0
+        tolerance, width = self.tolerance.get(name, tolerance), self.width.get(name, width)
+        if width == 0:
+            raise UserError(f"condition: over which width does a match in {name} halve? Give it in its unit as "
+                            f"reward.condition.width.{name}=…")
+        points = np.array([value, target, target + tolerance, target + tolerance + width])
+        value, target, end, half = points if scale is None else scale.scaled(points)
+        return 2.0 ** -(max(abs(value - target) - (end - target), 0.0) / max(half - end, 1e-12))
+
+    def _counts(self, name: str) -> bool:
+        return name not in GRAMMAR and (self.properties is None or name in self.properties)
+
+    def _predictor(self, name: str) -> Predictor:
+        try:
+            return predictor_of(name, function=self.functions.get(name), energy=self.energy, hull=self.hull)
+        except UserError as error:
+            raise UserError(f"reward condition: {error}, as reward.condition.functions.{name}=my.module:function"
+                            if name not in self.functions else f"reward condition: {error}") from error
+
+    def _combined(self, matches: np.ndarray) -> np.ndarray:
+        """One number (B,) of matches (B, P), whose NaN are properties that a crystal was not asked for."""
+        asked = ~np.isnan(matches)
+        count = np.maximum(asked.sum(1), 1)
+        if self.combine == "geometric":
+            found = np.where(asked, matches, 1.0).prod(1) ** (1 / count)
+        else:
+            found = np.where(asked, matches, 0.0).sum(1) / count
+        return np.where(asked.any(1), found, 1.0)
