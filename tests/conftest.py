@@ -57,7 +57,7 @@ def _crystals() -> dict[str, Structure]:
             ["Zr", "O", "O"],
             [[0.2754, 0.0395, 0.2083], [0.07, 0.3317, 0.3447], [0.4496, 0.7569, 0.4792]],
         ),
-        "triclinic": Structure(triclinic, ["Li", "Mn", "O"], np.eye(3) * [0.11, 0.22, 0.33]),
+        "triclinic": Structure(triclinic, ["Li", "Mn", "O"], np.eye(3) * [0.11, 0.42, 0.53]),
     }
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from pymatgen.core import Lattice
 
-from policies.representations.distances import MIN_DISTANCE, MIN_HEIGHT, free_on_line, too_close
+from policies.representations import distances
+from policies.representations.distances import MIN_DISTANCE, MIN_HEIGHT, free_on_line, nearest, pair_limits, too_close
 from policies.representations.quantiser import Q
 
 IMAGES = np.array(list(itertools.product(range(-4, 5), repeat=3)))
@@ -28,7 +29,7 @@ def cells(count: int, rng: np.random.Generator) -> list[np.ndarray]:
     return found
 
 
-def shortest(rows: np.ndarray, differences: np.ndarray) -> np.ndarray:
+def brute_force(rows: np.ndarray, differences: np.ndarray) -> np.ndarray:
     """(...) Å of fractional differences (..., 3): the shortest over all images."""
     wrapped = differences - np.round(differences)
     return np.linalg.norm((wrapped[..., None, :] + IMAGES) @ rows, axis=-1).min(-1)
@@ -50,11 +51,51 @@ def test_lines_are_free_where_no_image_is_near(seed):
         distance = np.full(Q, np.inf)
         for m in range(5):
             if real[b, m]:
-                distance = np.minimum(distance, shortest(rows[b], start[b, m].numpy() + u * direction[b, m].numpy()))
+                distance = np.minimum(distance, brute_force(rows[b], start[b, m].numpy() + u * direction[b, m].numpy()))
         clear = np.abs(distance - MIN_DISTANCE) > 1e-4  # float32 may decide at the limit itself
         assert (free[b] == (distance >= MIN_DISTANCE))[clear].all()
         some_taken |= (~free[b]).any()
     assert some_taken
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_lines_with_a_limit_for_each_pair(seed):
+    rng = np.random.default_rng(seed)
+    rows = cells(4, rng)
+    metric = torch.tensor(np.array([r @ r.T for r in rows]), dtype=torch.float32)
+    start = torch.tensor(rng.integers(-Q, Q, (4, 3, 3)) / Q, dtype=torch.float32)
+    direction = torch.tensor(rng.integers(-1, 2, (4, 3, 3)), dtype=torch.float32)
+    limit = torch.tensor(rng.uniform(0.5, MIN_HEIGHT, (4, 3)), dtype=torch.float32)
+    free = free_on_line(metric, start, direction, torch.ones(4, 3, dtype=torch.bool), limit=limit).numpy()
+    u = np.arange(Q)[:, None] / Q
+    assert 0 < free.mean() < 1
+    for b in range(4):
+        spare = np.full(Q, np.inf)
+        for m in range(3):
+            apart = brute_force(rows[b], start[b, m].numpy() + u * direction[b, m].numpy())
+            spare = np.minimum(spare, apart - float(limit[b, m]))
+        clear = np.abs(spare) > 1e-4
+        assert (free[b] == (spare >= 0))[clear].all()
+
+
+def test_nearest_images():
+    rng = np.random.default_rng(2)
+    rows = cells(20, rng)
+    metric = torch.tensor(np.array([r @ r.T for r in rows]), dtype=torch.float32)
+    differences = rng.uniform(-2, 2, size=(20, 30, 3))
+    found = nearest(metric, torch.tensor(differences, dtype=torch.float32)).numpy()
+    expected = np.array([brute_force(r, d) for r, d in zip(rows, differences, strict=True)])
+    assert np.abs(found - expected).max() < 1e-3
+    lattice = IMAGES[np.abs(IMAGES).sum(1) > 0]
+    assert distances.shortest(metric).numpy() == pytest.approx(
+        [np.linalg.norm(lattice @ r, axis=1).min() for r in rows], abs=1e-3)
+
+
+def test_limits_of_pairs_by_hand():
+    # Covalent radii (Cordero et al.): H 0.31, O 0.66, Cs 2.44 Å.
+    radius = distances.radii(torch.device("cpu"))
+    assert pair_limits(radius[8], radius[55]).item() == pytest.approx(0.6 * 3.10)
+    assert pair_limits(radius[1], radius[1]).item() == 0.5
 
 
 def test_points_too_close():
@@ -63,7 +104,7 @@ def test_points_too_close():
     metric = torch.tensor(np.array([r @ r.T for r in rows]), dtype=torch.float32)
     differences = rng.normal(scale=0.2, size=(20, 50, 3)) + rng.integers(-2, 3, (20, 50, 3))
     found = too_close(metric, torch.tensor(differences, dtype=torch.float32)).numpy()
-    expected = np.array([shortest(r, d) for r, d in zip(rows, differences, strict=True)]) < MIN_DISTANCE
+    expected = np.array([brute_force(r, d) for r, d in zip(rows, differences, strict=True)]) < MIN_DISTANCE
     assert (found == expected).mean() > 0.999 and 0 < expected.mean() < 1
 
 

@@ -23,6 +23,7 @@ from policies.representations.patterns import can_have_group, has_group
 from policies.representations.symmetry import grid_positions, symmetrise
 from policies.representations.wyckoff import centring, positions
 from policies.sampler import decode, sample
+from rewards.guards import refuse
 from rewards.validity import Validity
 from rlgen.types import CrystalError, UserError
 
@@ -370,3 +371,22 @@ def test_cells_are_thick_and_roomy_enough(policy):
         assert s.volume / len(s) >= 3.0 - 1e-6
         conventional = s.get_reduced_structure("niggli").lattice
         assert min(conventional.abc) >= MIN_HEIGHT / 4  # of primitive vectors of a face-centred cell, at the least
+
+
+def test_elements_too_large_for_a_point_are_left_out():
+    # Pm-3m, a = 4 Å, Cs (2.44 Å) at the origin: the next point, a face's centre, is 2.83 Å away. The radius of what
+    # may be there is at most 2.83 / 0.6 - 2.44 = 2.27 Å: K (2.03) and Rb (2.20), but not Fr (2.60) nor Cs.
+    state = ORBITS.start(torch.tensor([ORBITS.prompt({})]), None)
+    for token in names(*CUBIC, f"orbit{ORBITS.orbit_of[221, 'a']}", "Cs", f"orbit{ORBITS.orbit_of[221, 'c']}"):
+        assert state.legal()[0, token]
+        state.advance(torch.tensor([token]))
+    legal = state.legal()[0]
+    assert all(legal[ORBITS.vocabulary.index(symbol)] for symbol in ("H", "O", "K", "Rb"))
+    assert not any(legal[ORBITS.vocabulary.index(symbol)] for symbol in ("Cs", "Fr"))
+
+
+def test_few_atoms_are_closer_than_fits_their_elements():
+    policy, prompts = CrystalPolicy.load("shipped")
+    drawn = rollout(policy, prompts.sample(256, np.random.default_rng(5)), seed=5)
+    close = sum(refuse(s, 0.6, 1.0).startswith("close") for s in decode(policy, drawn))
+    assert close / 256 < 0.15  # a third of them, with 0.5 Å for every pair

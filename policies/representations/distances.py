@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from itertools import product
 
+import torch
+from ase.data import covalent_radii
+
+from policies.representations.base import MAX_Z
 from policies.representations.quantiser import Q
 
 #: Å: no two atoms are written closer (the validity limit of Xie et al., arXiv 2110.06197).
 MIN_DISTANCE = 0.5
+#: Where that leaves a choice, two atoms are not written closer than this part of the sum of their covalent radii.
+TOUCHING = 0.6
 #: Å: the least distance between the lattice planes of a primitive cell (MP-20's least is 1.95). From twice the limit
 #: on, of two atoms only the pair of images that is nearest in every fractional coordinate can be too close.
 MIN_HEIGHT = 1.9
@@ -49,33 +55,61 @@ def _product(x: torch.Tensor, metric: torch.Tensor, y: torch.Tensor) -> torch.Te
     return (x.unsqueeze(-1) * metric * y.unsqueeze(-2)).sum((-2, -1))
 
 
+def radii(device: torch.device) -> torch.Tensor:
+    """(MAX_Z + 1,) Å: covalent radii (Cordero et al., Dalton Trans. 2832 (2008)); 0 for no element."""
+    return torch.as_tensor([0.0, *covalent_radii[1 : MAX_Z + 1].tolist()], device=device)
+
+
+def pair_limits(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    """Å: how far apart atoms with covalent radii `one` and `two` (Å) are written where that leaves a choice."""
+    return (TOUCHING * (one + two)).clamp(min=MIN_DISTANCE)
+
+
+def nearest(metric: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
+    """(B, M) Å: from fractional differences (B, M, 3) to the nearest lattice vector, cells as `free_on_line`'s."""
+    d = difference - difference.round()
+    images = torch.tensor(list(product((-1.0, 0.0, 1.0), repeat=3)), device=d.device)
+    d = d[:, :, None] - images
+    return _product(d, metric[:, None, None], d).amin(2).clamp(min=0).sqrt()
+
+
+def shortest(metric: torch.Tensor) -> torch.Tensor:
+    """(B,) Å: the shortest lattice vector of cells with metric tensors (B, 3, 3), of those with entries of -1 to 1."""
+    images = torch.tensor([v for v in product((-1.0, 0.0, 1.0), repeat=3) if any(v)], device=metric.device)
+    return _product(images, metric[:, None], images).amin(1).clamp(min=0).sqrt()
+
+
 def free_on_line(metric: torch.Tensor, start: torch.Tensor, direction: torch.Tensor, real: torch.Tensor,
-                 steps: int = Q) -> torch.Tensor:
+                 steps: int = Q, limit: torch.Tensor | None = None) -> torch.Tensor:
     """Grid values u = k/steps at which none of M differences start + direction * u is too close to a lattice vector.
 
     metric: (B, 3, 3) Å². start: (B, M, 3). direction: (B, M, 3) whole numbers. real: (B, M) bool, the differences
-    that count. Returns (B, steps) bool. |start + direction u - n|² is a parabola in u for every lattice vector n, so
-    what is forbidden is an interval of u; intervals are added up by their ends.
+    that count. limit: (B, M) Å, instead of `MIN_DISTANCE`. Returns (B, steps) bool. |start + direction u - n|² is a
+    parabola in u for every lattice vector n, so what is forbidden is an interval of u; intervals are added up by
+    their ends.
     """
     b, m, _ = start.shape
     allowed = torch.ones(b, steps, dtype=torch.bool, device=start.device)
     if not m or not b:
         return allowed
-    # Along an axis that the line does not move in, only planes nearer than the limit can hold an atom too close.
-    spacing = heights(metric).unsqueeze(1)
-    near = (direction != 0) | ((start - start.round()).abs() * spacing < MIN_DISTANCE)
-    row, pair = (near.all(2) & real).nonzero(as_tuple=True)
+    if limit is None:
+        limit = start.new_full((b, m), MIN_DISTANCE)
+    # The planes of lattice points that the line comes nearer to than the limit, axis by axis.
+    d = start - start.round()
+    low, high = torch.minimum(d, d + direction), torch.maximum(d, d + direction)
+    reach = int(direction.abs().max()) + 1
+    planes = torch.arange(-reach, reach + 1, device=start.device, dtype=start.dtype)
+    gap = torch.maximum(low[..., None] - planes, planes - high[..., None])  # (B, M, 3, P)
+    near = (gap * heights(metric)[:, None, :, None] < limit[..., None, None]) & real[..., None, None]
+    row, pair = near.any(3).all(2).nonzero(as_tuple=True)
     if not len(row):
         return allowed
-    d, r = start[row, pair], direction[row, pair]  # (L, 3)
-    reach = int(r.abs().max()) + 1  # lattice planes that a line from 0 to 1 comes near to
-    ahead = torch.cartesian_prod(*[torch.arange(reach, device=start.device)] * 3).to(start.dtype)  # (K, 3)
-    # From the plane next to the start, in the line's direction; a component that does not move has one candidate.
-    line, which = (ahead <= r.abs().unsqueeze(1)).all(2).nonzero(as_tuple=True)
-    row, d, r = row[line], d[line], r[line]
-    d = d - d.round() - r.sign() * ahead[which]
+    x, y, z = near[row, pair].unbind(1)
+    line, i, j, k = (x[:, :, None, None] & y[:, None, :, None] & z[:, None, None]).nonzero(as_tuple=True)
+    row, pair = row[line], pair[line]
+    d, r = d[row, pair] - torch.stack([planes[i], planes[j], planes[k]], 1), direction[row, pair]  # (L, 3)
     g = metric[row]
-    a, half_b, c = _product(r, g, r), _product(d, g, r), _product(d, g, d) - MIN_DISTANCE**2
+    a, half_b, c = _product(r, g, r), _product(d, g, r), _product(d, g, d) - limit[row, pair] ** 2
     root = half_b**2 - a * c
     hit = (root > 0) & (a > 0)
     fixed = (a == 0) & (c < 0)  # a difference that does not depend on u

@@ -12,9 +12,14 @@ from policies.representations.base import EOS, MAX_Z, PAD, State
 from policies.representations.distances import (
     MIN_VOLUME,
     SMALL_AREA,
+    TOUCHING,
     TRIES,
     area,
     free_on_line,
+    nearest,
+    pair_limits,
+    radii,
+    shortest,
     sites_on_line,
     sites_on_plane,
     too_close,
@@ -43,6 +48,8 @@ class OrbitsState(State):
     demands.
 
     Where nothing keeps atoms apart or the group as it is, that demand is let go, so that every prefix can be completed.
+    Atoms are kept at `MIN_DISTANCE` by looking ahead, and at a distance fit for their elements where, at the element or
+    the last parameter of a site, something still allows it.
     """
 
     def __init__(self, representation: Orbits, prompts: torch.Tensor, conditions: Sequence[Condition] | None):
@@ -63,6 +70,9 @@ class OrbitsState(State):
         self.fewest = torch.zeros(b, dtype=torch.long, device=device)  # atoms that there must be
         self.atoms = torch.zeros(b, 64, 3, device=device)  # of the conventional cell
         self.filled = torch.zeros(b, dtype=torch.long, device=device)
+        self.radius_of = radii(device)
+        self.radii = torch.zeros(b, 64, device=device)  # Å, of those atoms
+        self.radius = torch.zeros(b, device=device)  # Å, of the element of the position being written
         self.sites: list[list[tuple[int, int]]] = [[] for _ in range(b)]  # position and element of each
         self.lattice: LatticeState | None = None
         self.metric = torch.zeros(b, 3, 3, device=device)
@@ -77,7 +87,7 @@ class OrbitsState(State):
 
     def keep(self, rows: int) -> None:
         for name in ("asked_group", "asked_n", "owed", "most", "phase", "group", "row", "site", "k", "u", "n", "fewest",
-                     "atoms", "filled", "metric"):
+                     "atoms", "filled", "radii", "radius", "metric"):
             setattr(self, name, getattr(self, name)[:rows])
         del self.sites[rows:]
         if self.lattice is not None:
@@ -234,8 +244,26 @@ class OrbitsState(State):
         last = (self.asked_n[rows] > 0) & (left == 0)
         for r in last.nonzero()[:, 0].tolist():
             good[r] = self._symmetric_elements(int(rows[r]), good[r])
+        small = good & (self.radius_of[1:] <= self._largest(rows)[:, None])
         first = self.rep.first["element"] + 1
-        mask[rows, first : first + MAX_Z] = good
+        mask[rows, first : first + MAX_Z] = torch.where(small.any(1, keepdim=True), small, good)
+
+    def _largest(self, rows: torch.Tensor) -> torch.Tensor:
+        """(R,) Å: the largest radius of an element that is not too close to its own images and, on a position without
+        free parameters, to any other atom."""
+        metric, site = self.metric[rows], self.site[rows]
+        largest = shortest(metric) / (2 * TOUCHING)
+        fixed = (self.t.dof[site] == 0).nonzero()[:, 0]
+        if len(fixed):
+            rows, site, metric = rows[fixed], site[fixed], metric[fixed]
+            members, filled = int(self.t.members[site].max()), int(self.filled[rows].max())
+            point = self.t.shift[site, :1]
+            own = nearest(metric, self.t.shift[site, 1:members] - point) / (2 * TOUCHING)
+            other = nearest(metric, self.atoms[rows, :filled] - point) / TOUCHING - self.radii[rows, :filled]
+            own[torch.arange(1, members, device=rows.device) >= self.t.members[site, None]] = torch.inf
+            other[torch.arange(filled, device=rows.device) >= self.filled[rows, None]] = torch.inf
+            largest[fixed] = torch.cat([largest[fixed, None], own, other], 1).amin(1)
+        return largest
 
     def _symmetric_elements(self, i: int, good: torch.Tensor) -> torch.Tensor:
         """Narrow the elements (118,) of the last site of row i to those that leave it its space group, if any does."""
@@ -258,6 +286,8 @@ class OrbitsState(State):
         if len(more):
             ahead = free[more] & self._free_ahead(rows[more], free[more])
             free[more] = torch.where(ahead.any(1, keepdim=True), ahead, free[more])
+        fit = free & self._free(rows, self.site[rows], self.k[rows], self.u[rows], radius=self.radius[rows])
+        free = torch.where(fit.any(1, keepdim=True), fit, free)
         mask[rows, first : first + Q] = free | ~free.any(1, keepdim=True)
 
     def _free_ahead(self, rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -276,12 +306,13 @@ class OrbitsState(State):
                 break
         return found
 
-    def _free(self, rows: torch.Tensor, site: torch.Tensor, k: torch.Tensor, u: torch.Tensor, whole: bool = False
-              ) -> torch.Tensor:
+    def _free(self, rows: torch.Tensor, site: torch.Tensor, k: torch.Tensor, u: torch.Tensor, whole: bool = False,
+              radius: torch.Tensor | None = None) -> torch.Tensor:
         """(R, Q): values of parameter k, after those of u, that keep a position's atoms from each other and others.
 
         A difference counts as soon as no later parameter can change it: those to other atoms with the last one. With
-        `whole`, the later parameters are those of u, too.
+        `whole`, the later parameters are those of u, too. With `radius` (R,) Å, that of the position's element, atoms
+        are kept as far apart as fits their elements.
         """
         members, filled = int(self.t.members[site].max()), int(self.filled[rows].max())
         matrix, shift = self.t.matrix[site, :members], self.t.shift[site, :members]
@@ -296,7 +327,11 @@ class OrbitsState(State):
         direction = torch.cat([line[:, None].expand(-1, filled, -1), (own * now).sum(-1)], 1)
         real = torch.cat([(torch.arange(filled, device=rows.device) < self.filled[rows, None]) & last,
                           (torch.arange(1, members, device=rows.device) < self.t.members[site, None]) & settled], 1)
-        return free_on_line(self.metric[rows], start, direction, real)
+        limit = None
+        if radius is not None:
+            others = torch.cat([self.radii[rows, :filled], radius[:, None].expand(-1, members - 1)], 1)
+            limit = pair_limits(others, radius[:, None])
+        return free_on_line(self.metric[rows], start, direction, real, limit=limit)
 
     # What came
 
@@ -351,6 +386,7 @@ class OrbitsState(State):
         for i, *pair in zip(rows.tolist(), index.tolist(), z.tolist(), strict=True):
             self.sites[i].append((pair[0], pair[1]))
         self.n[rows] += self.t.atoms[site]
+        self.radius[rows] = self.radius_of[z]
         fixed = self.t.dof[site] == 0
         self.row[rows] = torch.where(fixed, site + 1, site)
         self.phase[rows] = torch.where(fixed, ORBIT, COORDINATE)
@@ -373,10 +409,12 @@ class OrbitsState(State):
         if room > self.atoms.shape[1]:
             more = self.atoms.new_zeros(len(self.atoms), room, 3)
             self.atoms = torch.cat([self.atoms, more], 1)
+            self.radii = torch.cat([self.radii, more[..., 0]], 1)
         most = int(members.max())
         points = (self.t.matrix[site, :most] * self.u[rows, None, None]).sum(-1) + self.t.shift[site, :most]
         i, j = (torch.arange(most, device=rows.device) < members[:, None]).nonzero(as_tuple=True)
         self.atoms[rows[i], filled[i] + j] = points[i, j]
+        self.radii[rows[i], filled[i] + j] = self.radius[rows[i]]
         self.filled[rows] += members
 
 
