@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from pymatgen.core import Structure
 
-from rlgen.reference import Reference
+from rlgen.reference import FIELD, Reference, Tolerance
 from rlgen.types import Condition
 
 
@@ -18,11 +18,16 @@ class Novelty:
     """1 for a crystal that the reference does not have, 0 for one that it has.
 
     reference: "shipped:train" (labels of MP-20's training set), "shipped:all", or a data set such as "mp20:train" or
-    "my.csv", whose structures are then compared by StructureMatcher. A crystal whose symmetry cannot be determined is
-    not measured against labels: it could be anything, and must not earn by that.
+    "my.csv" or an index of `python -m rlgen.build_reference` ("known.sqlite"), whose crystals are then compared by
+    StructureMatcher with the tolerances ltol (share of a length), stol (share of the cube root of the volume per atom)
+    and angle_tol (degrees). A crystal whose symmetry cannot be determined is not measured against labels: it could be
+    anything, and must not earn by that.
     """
 
     reference: str = "shipped:train"
+    ltol: float = FIELD.ltol
+    stol: float = FIELD.stol
+    angle_tol: float = FIELD.angle_tol
 
     name: ClassVar[str] = "novelty"
     unit: ClassVar[str] = ""
@@ -30,7 +35,10 @@ class Novelty:
 
     def warm_up(self) -> None:
         """Load the reference."""
-        Reference.load(self.reference)
+        self._known()
+
+    def _known(self) -> Reference:
+        return Reference.load(self.reference, Tolerance(self.ltol, self.stol, self.angle_tol))
 
     def measure(self, structures: Sequence[Structure], conditions: Sequence[Condition]) -> np.ndarray:
         return self.measure_with_reasons(structures, conditions)[0]
@@ -39,7 +47,7 @@ class Novelty:
         self, structures: Sequence[Structure], conditions: Sequence[Condition]
     ) -> tuple[np.ndarray, list[str]]:
         """Raw values (B,), and why one is NaN ("" where it is not)."""
-        reference = Reference.load(self.reference)
+        reference = self._known()
         raw, reasons = np.full(len(structures), np.nan), [""] * len(structures)
         for i, structure in enumerate(structures):
             known = reference.known(structure)

@@ -1,5 +1,6 @@
-"""Makes the novelty reference that rlgen ships: labels only, so that no crystal of the data set is copied.
+"""Makes a novelty reference of a data set: an index of its crystals, or, as rlgen ships it, of their labels only.
 
+python -m rlgen.build_reference DATA known.sqlite                             # then data=known.sqlite
 python -m rlgen.build_reference mp20 rlgen/assets/novelty_mp20.parquet
 """
 
@@ -9,13 +10,21 @@ import argparse
 import sys
 from pathlib import Path
 
+from rlgen.crystal_index import SUFFIX, CrystalIndex
 from rlgen.data import load
 from rlgen.protostructure import UNLABELLED
 from rlgen.reference import LOOKUP_SYMPRECS, protostructure_label
 from rlgen.types import UserError
 
 
-def build(dataset: str, target: Path) -> str:
+def build_index(dataset: str, target: Path) -> str:
+    """Write the crystals of a data set, all its splits, as they are. Returns what was done, in one line."""
+    data = load(dataset)
+    index = CrystalIndex.build(data, data.name, target)
+    return f"{target}: {index.size:,} crystals, {target.stat().st_size / 1e6:.1f} MB"
+
+
+def build_labels(dataset: str, target: Path) -> str:
     """Write the labels of a data set: columns `label`, `split` (the first split, in the order train, val, test, that
     has it), sorted by label. Returns what was done, in one line."""
     import pyarrow as pa
@@ -54,10 +63,13 @@ def build(dataset: str, target: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", help="mp20, prototypes, or a path")
-    parser.add_argument("target", type=Path, help="the Parquet file to write")
+    parser.add_argument("target", type=Path, help="the file to write: .sqlite with crystals, .parquet with labels")
     options = parser.parse_args()
     try:
-        print(build(options.dataset, options.target))
+        kinds = {SUFFIX: build_index, ".parquet": build_labels}
+        if options.target.suffix not in kinds:
+            raise UserError(f"{options.target}: a reference ends in {' or '.join(kinds)}")
+        print(kinds[options.target.suffix](options.dataset, options.target))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,23 +1,21 @@
-"""Which crystals are known already: by protostructure label, or by StructureMatcher against a data set's structures."""
+"""Which crystals are known already: by protostructure label, or by StructureMatcher against an index of crystals."""
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from pymatgen.analysis.structure_matcher import ElementComparator, StructureMatcher
 from pymatgen.core import Structure
 
+from rlgen.crystal_index import SUFFIX, CrystalIndex, formula_key, unpack
 from rlgen.protostructure import MIRRORED, UNLABELLED
 from rlgen.types import UserError
-
-if TYPE_CHECKING:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
 
 #: Å. At 0.1, 99.5 % of MP-20 crystals keep their label under 0.01 Å of noise (at 0.05: 98.5 %, at 0.01: 3 %), and 99 %
 #: have the listed space group. Much above 0.2, moyo's search has been seen not to return.
@@ -26,9 +24,8 @@ SYMPREC = 0.1
 #: on MP-20 (val in train), 0.2 besides 0.1 finds 53 instead of 19 of the 129 known crystals and takes 58 instead of 56
 #: new ones for known; under 0.05 Å of noise 91 % instead of 54 % of known crystals stay known.
 LOOKUP_SYMPRECS = (SYMPREC, 0.2)
-#: The tolerances the field uses for "the same crystal" (Xie et al., arXiv 2110.06197, use 0.3, 0.5, 10; these are
-#: StructureMatcher's own defaults).
-LTOL, STOL, ANGLE_TOL = 0.2, 0.3, 5.0
+#: Reduced cells of known crystals that a process keeps (each takes some 10 kB).
+_CELLS = 1 << 13
 _SHIPPED = Path(__file__).parent / "assets" / "novelty_mp20.parquet"
 _SPLITS = ("train", "val", "test", "all")
 
@@ -79,38 +76,58 @@ def _aflow_label(structure: Structure, symprec: float) -> str:
     return str(get_protostructure_label_from_moyopy(structure, raise_errors=True, symprec=symprec))
 
 
-def formula_key(numbers: Sequence[int] | np.ndarray) -> tuple[tuple[int, int], ...]:
-    """The reduced formula of atomic numbers (N,) as ((Z, count), …): a bucket that equal crystals always share."""
-    elements, counts = np.unique(np.asarray(numbers), return_counts=True)
-    counts //= np.gcd.reduce(counts)
-    return tuple(zip(elements.tolist(), counts.tolist(), strict=True))
+@dataclass(frozen=True)
+class Tolerance:
+    """How alike two crystals must be to be one: in lengths (a share), in positions (a share of the cube root of the
+    volume per atom), and in angles (degrees).
+
+    The defaults are StructureMatcher's own, which MatterGen (arXiv 2312.03687) and LeMat-GenBench (arXiv 2512.04562)
+    use; CDVAE (arXiv 2110.06197) takes 0.3, 0.5, 10 to compare a crystal with its reconstruction.
+    """
+
+    ltol: float = 0.2
+    stol: float = 0.3
+    angle_tol: float = 5.0
+
+    def __str__(self) -> str:
+        return f"StructureMatcher(ltol={self.ltol:g}, stol={self.stol:g}, angle_tol={self.angle_tol:g})"
+
+
+#: What the field means by the same crystal.
+FIELD = Tolerance()
 
 
 class Matcher:
-    """StructureMatcher at the field's tolerances, on cells that are reduced once instead of at every comparison.
+    """StructureMatcher on cells that are reduced once instead of at every comparison; the verdicts are the same.
 
     A comparison takes 2.3 ms instead of 7. On rare pairs StructureMatcher does not return for minutes, inside compiled
     code where signals do not reach it: only ending the process helps, which `RewardPool` does.
     """
 
-    def __init__(self) -> None:
-        from pymatgen.analysis.structure_matcher import ElementComparator, StructureMatcher
-
-        self._matcher: StructureMatcher = StructureMatcher(
-            ltol=LTOL, stol=STOL, angle_tol=ANGLE_TOL, comparator=ElementComparator()
+    def __init__(self, tolerance: Tolerance = FIELD):
+        self._matcher = StructureMatcher(
+            ltol=tolerance.ltol, stol=tolerance.stol, angle_tol=tolerance.angle_tol, comparator=ElementComparator()
         )
 
-    def reduce(self, structure: Structure) -> Structure:
-        """The primitive, Niggli-reduced cell."""
-        primitive = structure.get_primitive_structure()
-        return primitive.get_reduced_structure(reduction_algo="niggli")
+    @staticmethod
+    def reduce(structure: Structure) -> Structure:
+        """The Niggli-reduced and then primitive cell: the steps that StructureMatcher takes, in its order."""
+        return structure.get_reduced_structure(reduction_algo="niggli").get_primitive_structure()
 
     def same(self, a: Structure, b: Structure) -> bool:
         """Whether two reduced cells are one crystal, whatever their volume."""
         return len(a) == len(b) and self._matcher.fit(a, b, skip_structure_reduction=True)
 
 
-def duplicate_groups(structures: Sequence[Structure], *, matcher: bool = True) -> np.ndarray:
+@lru_cache(maxsize=_CELLS)
+def _known_cell(crystal: bytes) -> Structure:
+    """The reduced cell of a row of an index."""
+    return Matcher.reduce(unpack(crystal))
+
+
+def duplicate_groups(
+    structures: Sequence[Structure], *, matcher: bool = True, tolerance: Tolerance = FIELD
+) -> np.ndarray:
     """Group index (B,) of each crystal, counted from 0 by first appearance; crystals of one group are duplicates.
 
     matcher: a crystal joins the first group whose first member StructureMatcher takes for the same crystal. Otherwise
@@ -122,8 +139,8 @@ def duplicate_groups(structures: Sequence[Structure], *, matcher: bool = True) -
         for i, structure in enumerate(structures):
             groups[i] = index.setdefault(protostructure_label(structure), len(index))
         return groups
-    compare = Matcher()
-    buckets: dict[tuple, list[int]] = defaultdict(list)
+    compare = Matcher(tolerance)
+    buckets: dict[bytes, list[int]] = defaultdict(list)
     for i, structure in enumerate(structures):
         buckets[formula_key(structure.atomic_numbers)].append(i)
     first = np.arange(len(structures))
@@ -145,23 +162,30 @@ def duplicate_groups(structures: Sequence[Structure], *, matcher: bool = True) -
 class Reference:
     """Known crystals. method: how a crystal is compared with them, in words, for reports.
 
-    labels: of every known crystal, where only labels are kept. records: the known crystals themselves, by formula.
+    labels: of every known crystal, where only labels are kept. index: the known crystals themselves, which are compared
+    with `tolerance`.
     """
 
     name: str
-    method: str
     size: int
+    what: str
     labels: frozenset[str] = frozenset()
-    records: dict[tuple, list] | None = None
-    _reduced: dict[tuple, list[Structure]] = field(default_factory=dict, repr=False)
+    index: CrystalIndex | None = None
+    tolerance: Tolerance = FIELD
 
     @staticmethod
-    def load(name: str) -> Reference:
-        """Load "shipped:train", "shipped:all", or a data set of `rlgen.data`, with its split ("mp20:train") or without.
+    def load(name: str, tolerance: Tolerance = FIELD) -> Reference:
+        """Load "shipped:train", "shipped:all", an index that `python -m rlgen.build_reference` wrote, or a data set of
+        `rlgen.data`, with its split ("mp20:train") or without.
 
         A data set named without a split means all of it. Kept for the life of the process.
         """
-        return _load(str(name))
+        return _load(str(name), tolerance)
+
+    @property
+    def method(self) -> str:
+        """How a crystal is compared, in words."""
+        return self.what if self.index is None else f"{self.tolerance} against {self.size:,} crystals of {self.what}"
 
     def contains(self, structure: Structure) -> bool:
         """Whether the crystal is known. One that cannot be told (see `known`) cannot be shown to be new: True."""
@@ -169,30 +193,40 @@ class Reference:
 
     def known(self, structure: Structure) -> bool | None:
         """Whether the crystal is known; None if there are only labels and its symmetry cannot be determined."""
-        if self.records is None:
-            labels = []
-            for symprec in LOOKUP_SYMPRECS:
-                labels.append(protostructure_label(structure, symprec))
-                if labels[-1] in self.labels:
-                    return True
-            return None if all(label.endswith(UNLABELLED) for label in labels) else False
-        key = formula_key(structure.atomic_numbers)
-        if key not in self.records:
+        if self.index is not None:
+            return self._matched(structure, self.index)
+        labels = []
+        for symprec in LOOKUP_SYMPRECS:
+            labels.append(protostructure_label(structure, symprec))
+            if labels[-1] in self.labels:
+                return True
+        return None if all(label.endswith(UNLABELLED) for label in labels) else False
+
+    def _matched(self, structure: Structure, index: CrystalIndex) -> bool:
+        candidates = index.of_formula(formula_key(structure.atomic_numbers))
+        if not candidates:
             return False
-        compare = _matcher()
-        if key not in self._reduced:
-            self._reduced[key] = [compare.reduce(record.structure) for record in self.records[key]]
-        cell = compare.reduce(structure)
-        return any(compare.same(known, cell) for known in self._reduced[key])
-
-
-@lru_cache(maxsize=1)
-def _matcher() -> Matcher:
-    return Matcher()
+        cell, compare = Matcher.reduce(structure), _matcher(self.tolerance)
+        # A primitive cell is a whole part of any cell of its crystal: others need not be reduced to be refused.
+        alike = (crystal for crystal, atoms in candidates if atoms % len(cell) == 0)
+        return any(compare.same(cell, _known_cell(crystal)) for crystal in alike)
 
 
 @lru_cache(maxsize=8)
-def _load(name: str) -> Reference:
+def _matcher(tolerance: Tolerance) -> Matcher:
+    return Matcher(tolerance)
+
+
+@lru_cache(maxsize=8)
+def _load(name: str, tolerance: Tolerance) -> Reference:
+    return replace(_known(name), tolerance=tolerance)
+
+
+@lru_cache(maxsize=8)
+def _known(name: str) -> Reference:
+    if name.endswith(SUFFIX):
+        index = CrystalIndex.open(name)
+        return Reference(name, index.size, index.source, index=index)
     base, _, split = name.rpartition(":")
     if split not in _SPLITS or not base:
         base, split = name, "all"
@@ -203,12 +237,8 @@ def _load(name: str) -> Reference:
     dataset = load(base)
     if split != "all" and split not in dataset.splits:
         raise UserError(f"reference {name!r}: {base} has no split {split}; it has {', '.join(dataset.splits)}")
-    records: dict[tuple, list] = defaultdict(list)
-    for record in dataset if split == "all" else dataset.splits[split]:
-        records[formula_key(record.numbers)].append(record)
-    size = sum(map(len, records.values()))
-    method = f"StructureMatcher(ltol={LTOL}, stol={STOL}, angle_tol={ANGLE_TOL:g}) against {size:,} crystals of {name}"
-    return Reference(name, method, size, records=dict(records))
+    index = CrystalIndex.build(dataset if split == "all" else dataset.splits[split], name)
+    return Reference(name, index.size, name, index=index)
 
 
 def _load_shipped(name: str, split: str) -> Reference:
@@ -218,7 +248,7 @@ def _load_shipped(name: str, split: str) -> Reference:
         raise UserError(f"reference {name!r}: there are shipped:train and shipped:all")
     table = pq.read_table(_SHIPPED, filters=[("split", "==", "train")] if split == "train" else None, columns=["label"])
     labels = frozenset(table["label"].to_pylist())
-    what = "MP-20's training set" if split == "train" else "MP-20"
     tolerances = " or ".join(map(str, LOOKUP_SYMPRECS))
-    method = f"protostructure labels (formula, space group, Wyckoff positions; symprec {tolerances} Å) of {what}"
-    return Reference(name, method, len(labels), labels=labels)
+    known = "MP-20's training set" if split == "train" else "MP-20"
+    what = f"protostructure labels (formula, space group, Wyckoff positions; symprec {tolerances} Å) of {known}"
+    return Reference(name, len(labels), what, labels=labels)

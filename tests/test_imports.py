@@ -21,6 +21,7 @@ LEVELS = {
     "rlgen.energies": 1,
     "rlgen.hull": 1,
     "rlgen.reference": 1,
+    "rlgen.crystal_index": 1,
     "rlgen.protostructure": 1,
     "rlgen.properties": 1,
     "rlgen.conditions": 1,
