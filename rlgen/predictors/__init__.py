@@ -29,12 +29,11 @@ class Predictor(Protocol):
 
 
 #: Properties that a model predicts: "module:class"; its `load()` gives a loaded and checked predictor.
-MODELS: dict[str, str] = {}
+MODELS: dict[str, str] = {"band_gap": "rlgen.predictors.megnet:BandGap"}
 
 
-@lru_cache(maxsize=32)
 def predictor_of(name: str, *, function: str | None = None, energy: str = "auto", hull: str | None = None) -> Predictor:
-    """The predictor of a property, loaded once per process.
+    """The predictor of a property; models, potentials and hulls are loaded once per process.
 
     function: the user's own, as "my.module:function", from a Structure to a number; it comes first. energy, hull: of
     e_above_hull. UserError: nothing here gives that property.
@@ -44,14 +43,19 @@ def predictor_of(name: str, *, function: str | None = None, energy: str = "auto"
     if name == "e_above_hull":
         return AboveHull(energy, hull)
     if name in MODELS:
-        module, _, cls = MODELS[name].partition(":")
-        model: Predictor = getattr(import_module(module), cls).load()
-        return model
+        return _model(name)
     if name in PROPERTIES and PROPERTIES[name].measure:
         return OneByOne(lambda structure: measure(name, structure), "structure")
     can = ", ".join([n for n, p in PROPERTIES.items() if p.measure] + ["e_above_hull", *MODELS])
     raise UserError(f"nothing here gives the property {name!r} of a new crystal: name a function of your own that does "
                     f"(from a pymatgen Structure to a number); known are {can}")
+
+
+@lru_cache(maxsize=8)
+def _model(name: str) -> Predictor:
+    module, _, cls = MODELS[name].partition(":")
+    model: Predictor = getattr(import_module(module), cls).load()
+    return model
 
 
 def user_function(dotted: str) -> Callable[[Structure], float]:
