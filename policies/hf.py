@@ -129,7 +129,7 @@ class HFPolicy(CrystalPolicy):
     def new_cache(self, batch: int) -> HFCache:
         return HFCache()
 
-    def hidden(self, input_ids: torch.Tensor, cache: HFCache | None = None) -> torch.Tensor:  # type: ignore[override]
+    def trunk(self, input_ids: torch.Tensor, cache: HFCache | None = None) -> torch.Tensor:  # type: ignore[override]
         """Last hidden states (B, T, D) of new tokens (B, T), of which the first call for a cache has the prompt.
 
         Those within the prompt are not in its order; its last one is what the answer's first token follows from.
@@ -148,11 +148,11 @@ class HFPolicy(CrystalPolicy):
                                      position_ids=positions, past_key_values=cache,
                                      use_cache=cache is not None).last_hidden_state
 
-    def head(self, hidden: torch.Tensor, legal: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = hidden.new_zeros(*hidden.shape[:-1], self.config.vocab_size, dtype=torch.float32)
         # Only characters and the end are ever legal in answers, and padding, alone, after them.
         logits[..., self.answer] = self._logits(hidden)
-        return (logits / temperature).masked_fill(~legal, float("-inf"))
+        return logits
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, A) float32 of the answer's tokens for hidden states (…, D)."""

@@ -16,12 +16,15 @@ from transformers.utils import logging as transformers_logging
 
 from policies.prompts import PromptTable
 from policies.representations import make
+from rlgen.conditions import Transform
 from rlgen.types import Condition, UserError
 
 transformers_logging.disable_progress_bar()  # a bar for each of a hundred small files would bury our own
 
 SHIPPED = Path(__file__).parent / "shipped"
 ROPE_BASE = 10_000.0
+#: Of the Gaussian, in bins, that embeddings of a property's bins are smoothed by.
+SMOOTHING = 1.0
 
 
 class PolicyConfig(PretrainedConfig):
@@ -118,6 +121,23 @@ class Block(nn.Module):
         return x + self.dropout(self.down(F.silu(gate) * up))
 
 
+def smoothing(representation: Any) -> torch.Tensor:
+    """(N, N) weights that make the embeddings of the N tokens of all properties smooth in the bins of each.
+
+    Rows add up to 1. "Unknown" and categories stay as they are; numeric bins get a Gaussian mean over the bins of
+    their property, so that those that few crystals are in learn from their neighbours.
+    """
+    blocks = []
+    for scale in representation.binned.values():
+        weights = torch.eye(1 + scale.bins)
+        if isinstance(scale, Transform):
+            at = torch.arange(scale.bins)
+            near = torch.exp(-0.5 * ((at[:, None] - at) / SMOOTHING) ** 2)
+            weights[1:, 1:] = near / near.sum(1, keepdim=True)
+        blocks.append(weights)
+    return torch.block_diag(*blocks)
+
+
 class CrystalPolicy(PreTrainedModel):
     """p(next token | tokens so far) over the tokens that the grammar allows, and only those.
 
@@ -130,6 +150,8 @@ class CrystalPolicy(PreTrainedModel):
     base_model_prefix = "policy"
     _no_split_modules: ClassVar[list[str]] = ["Block"]  # type: ignore[misc]
     supports_gradient_checkpointing = False
+    #: Weight of classifier-free guidance by the properties that prompts tell; 1: none. See `guide`.
+    guidance: float = 1.0
 
     def __init__(self, config: PolicyConfig):
         super().__init__(config)
@@ -149,6 +171,8 @@ class CrystalPolicy(PreTrainedModel):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
+        #: Made when it is needed: models are built on devices that hold no numbers.
+        self._smoothing: torch.Tensor | None = None
         self.post_init()
 
     @classmethod
@@ -173,14 +197,52 @@ class CrystalPolicy(PreTrainedModel):
 
     def new_cache(self, batch: int) -> Any:
         """For `hidden`; of the batch that the first call brings, later ones may bring the first rows only."""
-        return Cache(self.config, batch, 64, self.embed.weight)
+        return Cache(self.config, batch if self.guidance == 1.0 else 2 * batch, 64, self.embed.weight)
 
-    def hidden(self, input_ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        """Last hidden states (B, T, D) of new tokens (B, T); a cache is extended by them."""
+    def guide(self, weight: float) -> None:
+        """From now on draw and measure with logits u + weight (c - u) of the legal tokens: c those under the whole
+        prompt, u those where it tells no property (Ho and Salimans, arXiv 2207.12598).
+
+        What the grammar enforces is the same in both. UserError where the policy was trained on no property.
+        """
+        if weight != 1.0 and not self.representation.conditions:
+            raise UserError(f"guidance={weight}: this policy was trained on no property that it could be guided by; "
+                            "python -m rlgen.pretrain conditions=density,… trains one")
+        self.guidance = float(weight)
+
+    def hidden(self, input_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        """Last hidden states (B, T, D) of new tokens (B, T), the first with their prompt; a cache is extended by them.
+
+        With guidance (B, T, 2 D): those with all that is asked, then those without the properties.
+        """
+        if self.guidance == 1.0:
+            return self.trunk(input_ids, cache)
+        # With a cache either the whole prompt is new or a single token is.
+        begins = input_ids.shape[1] >= self.representation.prompt_length
+        free = self.representation.unasked(input_ids) if begins else input_ids
+        both = torch.stack([input_ids, free], 1).flatten(0, 1)
+        return self.trunk(both, cache).unflatten(0, (-1, 2)).transpose(1, 2).flatten(2)
+
+    def embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, T, D) of tokens (B, T), those of the properties in a prompt smoothed over their bins."""
+        x = self.embed(input_ids)
+        end = self.representation.prompt_length
+        begin = end - len(self.representation.binned)
+        if begin == end or input_ids.shape[1] < end:
+            return x
+        if self._smoothing is None:
+            self._smoothing = smoothing(self.representation).to(x.device)
+        table = self._smoothing.to(x.device) @ self.embed.weight[-len(self._smoothing) :]
+        first = self.config.vocab_size - len(self._smoothing)
+        told = F.embedding(input_ids[:, begin:end] - first, table)
+        return torch.cat([x[:, :begin], told.to(x.dtype), x[:, end:]], 1)
+
+    def trunk(self, input_ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        """`hidden` of one prompt a sequence."""
         start = cache.length if cache is not None else 0
         positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
         cos, sin = rope(positions, self.config.hidden_size // self.config.heads)
-        x = self.embed(input_ids)
+        x = self.embedded(input_ids)
         if cache is not None:
             cache.reserve(start + input_ids.shape[1])
         for layer, block in enumerate(self.blocks):
@@ -210,11 +272,19 @@ class CrystalPolicy(PreTrainedModel):
         return cls.from_pretrained(folder), PromptTable.load(folder)
 
     def head(self, hidden: torch.Tensor, legal: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-        """Logits over the legal tokens, -inf elsewhere, divided by the temperature, in float32."""
-        logits = F.linear(hidden, self.embed.weight).float()
+        """Logits over the legal tokens, guided if so set, -inf elsewhere, divided by the temperature, in float32."""
+        if self.guidance == 1.0:
+            logits = self.logits(hidden)
+        else:
+            asked, free = (self.logits(one) for one in hidden.chunk(2, -1))
+            logits = free + self.guidance * (asked - free)
         if temperature != 1.0:
             logits = logits / temperature
         return logits.masked_fill(~legal, float("-inf"))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(…, V) float32 over all tokens for hidden states (…, D) of `trunk`."""
+        return F.linear(hidden, self.embed.weight).float()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
                 labels: torch.Tensor | None = None, temperature: float = 1.0, **_: Any) -> CausalLMOutput:

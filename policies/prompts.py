@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +11,60 @@ import numpy as np
 from pymatgen.core import Element
 
 from policies.representations.asked import Asked
+from rlgen.conditions import ALWAYS, CRYSTAL_SYSTEMS, Category, Transform, groups_of, known
 from rlgen.types import Condition, UserError
 
 FILE = "prompts.safetensors"
 #: Crystals that are tried for a condition before it goes without what they would add.
 TRIES = 20
+#: Crystals fit a number that is asked for to within this share of its scale; if fewer than FEWEST do, the next best do.
+NEAR = 0.02
+FEWEST = 20
+#: Columns of properties in the file are told from the others by this.
+PROPERTY = "property:"
 
 
 @dataclass(frozen=True)
 class PromptTable:
-    """One row a training crystal. space_group: (M,). n_atoms: (M,). elements: (M, E) atomic numbers, 0-padded."""
+    """One row a training crystal. space_group: (M,). n_atoms: (M,). elements: (M, E) atomic numbers, 0-padded.
+
+    properties: (M,) float32 by name, NaN where unknown; the crystal system by its place.
+    """
 
     space_group: np.ndarray
     n_atoms: np.ndarray
     elements: np.ndarray
+    properties: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.space_group)
 
     @classmethod
-    def of(cls, space_groups: Sequence[int] | np.ndarray, numbers: Sequence[Sequence[int] | np.ndarray]) -> PromptTable:
-        """From each crystal's space group and the atomic numbers in its primitive cell."""
+    def of(cls, space_groups: Sequence[int] | np.ndarray, numbers: Sequence[Sequence[int] | np.ndarray],
+           properties: Mapping[str, Sequence[float] | np.ndarray] | None = None) -> PromptTable:
+        """From each crystal's space group, the atomic numbers in its primitive cell, and what else is known of it."""
         sets = [sorted({int(z) for z in n}) for n in numbers]
         elements = np.zeros((len(sets), max(map(len, sets))), np.uint8)
         for row, found in zip(elements, sets, strict=True):
             row[: len(found)] = found
-        return cls(np.array(space_groups, np.int16), np.array([len(n) for n in numbers], np.int16), elements)
+        return cls(np.array(space_groups, np.int16), np.array([len(n) for n in numbers], np.int16), elements,
+                   {name: np.array(values, np.float32) for name, values in sorted((properties or {}).items())})
 
     def row(self, i: int, rng: np.random.Generator) -> Condition:
         """The condition that crystal i answers, with one of its elements drawn at random."""
         element = int(rng.choice(self.elements[i][self.elements[i] > 0]))
+        told = {name: CRYSTAL_SYSTEMS[int(values[i])] if name == "crystal_system" else float(values[i])
+                for name, values in self.properties.items() if not np.isnan(values[i])}
         return {"space_group": int(self.space_group[i]), "n_atoms": int(self.n_atoms[i]),
-                "element": Element.from_Z(element).symbol}
+                "element": Element.from_Z(element).symbol, **told}
 
     def sample(self, n: int, rng: np.random.Generator, *, power: float = 1.0,
                keep: Mapping[str, float] | None = None) -> list[Condition]:
         """n conditions drawn from the data's joint distribution.
 
         power: pairs of space group and size are drawn with the power of their share; 1: as the data have them, 0: each
-        as often as any other. keep: the probability that a condition asks for its `space_group`, `n_atoms`, `element`.
+        as often as any other. keep: the probability that a condition asks for its `space_group`, `n_atoms`, `element`
+        or a property; 1 for what is not named.
         """
         if power == 1:
             rows = rng.integers(len(self), size=n)
@@ -60,7 +75,7 @@ class PromptTable:
         conditions = [self.row(int(i), rng) for i in rows]
         if keep is None or min(keep.values()) >= 1:
             return conditions
-        return [{k: v for k, v in condition.items() if rng.random() < keep[k]} for condition in conditions]
+        return [{k: v for k, v in condition.items() if rng.random() < keep.get(k, 1.0)} for condition in conditions]
 
     def shares(self, power: float = 1.0) -> dict[tuple[int, int], float]:
         """How much of what is asked with this `power` goes to each pair of space group and number of atoms."""
@@ -74,13 +89,14 @@ class PromptTable:
         pairs, cell, counts = np.unique(columns, axis=0, return_inverse=True, return_counts=True)
         return pairs, cell.reshape(-1), counts.astype(float)
 
-    def answering(self, asked: Condition, n: int, rng: np.random.Generator, possible: Callable[[Condition], bool]
-                  ) -> list[Condition]:
+    def answering(self, asked: Condition, n: int, rng: np.random.Generator, possible: Callable[[Condition], bool],
+                  scales: Mapping[str, Transform | Category] | None = None) -> list[Condition]:
         """n conditions that hold what is asked; what it leaves open follows the crystals of the data that fit it.
 
-        possible: whether a condition can be met at all. Where no crystal fits, only what is asked is.
+        Properties that are not asked for stay unknown. possible: whether a condition can be met at all. Where no
+        crystal fits, only what is asked is. scales: of the properties.
         """
-        rows = self._fitting(asked)
+        rows = self._fitting(asked, scales or {})
         found: list[Condition] = []
         for _ in range(n):
             some: Sequence[int] = rng.choice(rows, TRIES).tolist() if len(rows) else []
@@ -88,13 +104,17 @@ class PromptTable:
             found.append(next((condition for condition in drawn if possible(condition)), dict(asked)))
         return found
 
-    def _fitting(self, asked: Condition) -> np.ndarray:
-        """Rows of the crystals that could answer: of the group, size and number of elements that are asked for."""
+    def _fitting(self, asked: Condition, scales: Mapping[str, Transform | Category]) -> np.ndarray:
+        """Rows of the crystals that could answer: of the group, size and number of elements that are asked for, and
+        with the properties, or nearly."""
         hard = Asked.of(asked) or Asked()
         fits = np.ones(len(self), bool)
         for key, column in (("space_group", self.space_group), ("n_atoms", self.n_atoms)):
             if key in asked:
                 fits &= column == int(asked[key])
+        if known(asked.get("crystal_system")):
+            groups = groups_of(asked["crystal_system"])
+            fits &= (self.space_group >= groups.start) & (self.space_group < groups.stop)
         if "element" in asked and hard.formula is None:
             fits &= (self.elements == Element(asked["element"]).Z).any(1)
         kinds = (self.elements > 0).sum(1)
@@ -104,11 +124,24 @@ class PromptTable:
             fits &= kinds <= len(hard.elements)
         if hard.max_atoms is not None:
             fits &= self.n_atoms <= hard.max_atoms
-        return np.flatnonzero(fits)
+        return self._nearest(np.flatnonzero(fits), asked, scales)
+
+    def _nearest(self, rows: np.ndarray, asked: Condition, scales: Mapping[str, Transform | Category]) -> np.ndarray:
+        """Those of some rows whose numbers are within `NEAR` of what is asked, or else the nearest `FEWEST`.
+
+        What is beyond the range of a scale is all alike.
+        """
+        away = np.zeros(len(rows))
+        for name, scale in scales.items():
+            if known(asked.get(name)) and name in self.properties and isinstance(scale, Transform):
+                here, there = (np.clip(scale.scaled(v), 0, 1) for v in (self.properties[name][rows], asked[name]))
+                away += np.nan_to_num((here - there) ** 2, nan=np.inf)
+        limit = np.sort(away)[: FEWEST][-1] if len(rows) else 0.0
+        return rows[(away <= max(NEAR**2, limit)) & np.isfinite(away)]
 
     def _open(self, i: int, asked: Condition, rng: np.random.Generator) -> dict[str, Any]:
-        """The condition that crystal i answers, but for an element where others are asked for."""
-        drawn = dict(self.row(i, rng))
+        """What prompts always say of crystal i, but for an element where others are asked for."""
+        drawn = {key: value for key, value in self.row(i, rng).items() if key in ALWAYS}
         if "formula" in asked or "elements" in asked:
             del drawn["element"]
         return drawn
@@ -116,7 +149,8 @@ class PromptTable:
     def save(self, folder: Path) -> None:
         from safetensors.numpy import save_file
 
-        save_file({"space_group": self.space_group, "n_atoms": self.n_atoms, "elements": self.elements},
+        told = {PROPERTY + name: values for name, values in self.properties.items()}
+        save_file({"space_group": self.space_group, "n_atoms": self.n_atoms, "elements": self.elements, **told},
                   folder / FILE)
 
     @classmethod
@@ -125,4 +159,6 @@ class PromptTable:
 
         if not (folder / FILE).exists():
             raise UserError(f"{folder} has no {FILE}: it is not a policy that rlgen.pretrain wrote")
-        return cls(**load_file(folder / FILE))
+        arrays = load_file(folder / FILE)
+        told = {name: arrays.pop(name) for name in sorted(arrays) if name.startswith(PROPERTY)}
+        return cls(**arrays, properties={name.removeprefix(PROPERTY): values for name, values in told.items()})

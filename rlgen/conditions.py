@@ -7,6 +7,8 @@ logarithmic scale. The outer bins are open: whatever lies beyond the range belon
 from __future__ import annotations
 
 import math
+import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -24,6 +26,12 @@ PERCENTILES = (0.1, 99.9)
 #: Positive values that span more than this factor are written on a logarithmic scale.
 LOG_SPAN = 1e3
 BINS = 64
+#: What prompts say of every crystal.
+ALWAYS = ("space_group", "n_atoms", "element")
+#: What only the grammar sees to. formula: "NaCl", any whole multiple of it in the primitive cell (n_atoms settles
+#: which). elements: the only ones allowed, "Li-Fe-O". max_atoms: in the primitive cell. neutral: some choice of common
+#: oxidation states, one an atom, adds up to no charge.
+HARD = ("formula", "elements", "max_atoms", "neutral")
 
 
 @dataclass(frozen=True)
@@ -136,9 +144,9 @@ class Category:
 SYSTEM = Category(CRYSTAL_SYSTEMS)
 
 
-def crystal_system(group: int) -> int:
-    """The place in `CRYSTAL_SYSTEMS` of a space group's."""
-    return int(np.searchsorted(_LAST_GROUP, group))
+def crystal_system(space_group: int) -> int:
+    """The place in `CRYSTAL_SYSTEMS` of a space group 1 to 230."""
+    return bisect_left(_LAST_GROUP, space_group)
 
 
 def groups_of(system: str) -> range:
@@ -147,15 +155,34 @@ def groups_of(system: str) -> range:
     return range(_LAST_GROUP[at - 1] + 1 if at else 1, _LAST_GROUP[at] + 1)
 
 
+def check_name(name: str) -> None:
+    """UserError for what no property can be called."""
+    if name in (*ALWAYS, *HARD):
+        raise UserError(f"conditions: {name} can be asked of every policy; leave it out")
+    if not re.fullmatch(r"[A-Za-z]\w*", name):
+        raise UserError(f"conditions: {name!r} is no name of letters, digits and _; rename the column")
+
+
 def read(conditions: Mapping[str, Any]) -> dict[str, Transform | Category]:
-    """Transforms by property from plain dicts, as settings and checkpoints have them. UserError names the property."""
+    """Transforms by property, by name, from plain dicts as settings and checkpoints have them, in any order.
+
+    UserError names the property.
+    """
     found: dict[str, Transform | Category] = {}
-    for name, given in conditions.items():
+    for name, given in sorted(conditions.items()):
+        check_name(name)
         try:
             found[name] = _read(given)
         except (TypeError, UserError) as error:
             raise UserError(f"conditions.{name}: {error}") from error
+    if found.get("crystal_system", SYSTEM) != SYSTEM:
+        raise UserError(f"conditions.crystal_system: must be the category of {', '.join(CRYSTAL_SYSTEMS)}")
     return found
+
+
+def known(value: Any) -> bool:
+    """Whether a property is told at all: None and NaN are no values."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
 def _read(given: Any) -> Transform | Category:

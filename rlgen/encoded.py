@@ -6,7 +6,7 @@ import hashlib
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from policies.prompts import PromptTable
 from policies.representations import make
+from rlgen.conditions import ALWAYS, crystal_system
 from rlgen.data import Record, cache_dir
 from rlgen.data.cache import write_aside
 from rlgen.data.progress import bar
@@ -24,7 +25,7 @@ from rlgen.properties import symmetry
 from rlgen.types import CrystalError, UserError
 
 #: Raise when what is cached for a crystal changes.
-VERSION = "2"
+VERSION = "3"
 KINDS = ("parse", "chemistry", "geometry", "symmetry")
 
 
@@ -43,17 +44,17 @@ class Encoded:
     def atoms(self) -> int:
         return int(self.prompts.n_atoms.sum())
 
-    def batch(self, rows: Sequence[int] | np.ndarray, representation: Any, rng: np.random.Generator, dropout: float
-              ) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, rows: Sequence[int] | np.ndarray, representation: Any, rng: np.random.Generator, dropout: float,
+              property_dropout: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (B, T) with prompts, right-padded, and labels (B, T): -100 on the prompt and the padding.
 
-        Each property of a crystal's prompt is left out with probability `dropout`; the others come in random order,
-        which shows where prompts are sentences.
+        Space group, number of atoms and element are each left out of a crystal's prompt with probability `dropout`,
+        the properties with their own; the others come in random order, which shows where prompts are sentences.
         """
         sequences = []
         for i in rows:
             condition = self.prompts.row(int(i), rng)
-            kept = [k for k in condition if rng.random() >= dropout]
+            kept = [k for k in condition if rng.random() >= (dropout if k in ALWAYS else property_dropout)]
             asked = {kept[k]: condition[kept[k]] for k in rng.permutation(len(kept))}
             ids = representation.augment(self.ids[i], rng)
             sequences.append(torch.from_numpy(np.concatenate([representation.prompt(asked), ids])).long())
@@ -84,13 +85,16 @@ class Encoded:
                 start += 1
 
 
-def encode(records: Sequence[Record], representation: Any, *, processes: int | None = None) -> Encoded:
+def encode(records: Sequence[Record], representation: Any, labels: Mapping[str, np.ndarray] | None = None, *,
+           processes: int | None = None) -> Encoded:
     """Write crystals as tokens, on all cores, cached under a key of content, representation and version.
 
-    What cannot be written is left out and counted by kind; UserError if nothing is left.
+    labels: (M,) what is known of them of the properties that prompts tell, by name; nothing is of one that is not
+    given. What cannot be written is left out and counted by kind; UserError if nothing is left.
     """
     if not len(records):
         raise UserError("there are no crystals to write; a data set needs at least three, one of them to validate with")
+    told, representation = representation.conditions, make(representation.name, **representation.written)
     path = cache_dir() / "encoded" / f"{_key(records, representation)}.safetensors"
     if not path.exists():
         arrays = _encode_all(records, representation, processes or os.cpu_count() or 1)
@@ -101,8 +105,11 @@ def encode(records: Sequence[Record], representation: Any, *, processes: int | N
         raise UserError(f"none of {len(records)} crystals can be written as {representation.name}: {counted}")
     split = np.cumsum(arrays["lengths"])[:-1]
     atoms = np.cumsum(arrays["n_atoms"])[:-1]
+    properties = {name: (labels or {}).get(name, np.full(len(records), np.nan))[arrays["kept"]] for name in told}
+    if "crystal_system" in told:
+        properties["crystal_system"] = np.array([crystal_system(group) for group in arrays["space_group"].tolist()])
     return Encoded(np.split(arrays["ids"], split),
-                   PromptTable.of(arrays["space_group"], np.split(arrays["numbers"], atoms)),
+                   PromptTable.of(arrays["space_group"], np.split(arrays["numbers"], atoms), properties),
                    Counter({k: int(n) for k, n in zip(KINDS, arrays["failures"], strict=True) if n}))
 
 
@@ -127,35 +134,36 @@ def _encode_all(records: Sequence[Record], representation: Any, processes: int) 
         else:
             pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
             results = pool.map(_encode_chunk, chunks)
-        for encoded, failed in results:
-            rows += encoded
+        for at, (encoded, failed) in enumerate(results):
+            rows += [(256 * at + i, *row) for i, *row in encoded]
             failures.update(failed)
             progress.advance(len(encoded) + sum(failed.values()))
         if pool is not None:
             pool.shutdown()
-    ids, groups, numbers = zip(*rows, strict=True) if rows else ((), (), ())
+    kept, ids, groups, numbers = zip(*rows, strict=True) if rows else ((), (), (), ())
     joined = [np.concatenate([np.zeros(0, np.int32), *a]) for a in (ids, numbers)]
     return {"ids": joined[0].astype(np.int32), "lengths": np.array([len(i) for i in ids], np.int64),
+            "kept": np.array(kept, np.int64),
             "space_group": np.array(groups, np.int16), "numbers": joined[1].astype(np.uint8),
             "n_atoms": np.array([len(n) for n in numbers], np.int64),
             "failures": np.array([failures[k] for k in KINDS], np.int64)}
 
 
 def _encode_chunk(task: tuple[str, dict[str, Any], Sequence[Record]]
-                  ) -> tuple[list[tuple[np.ndarray, int, np.ndarray]], Counter[str]]:
-    """(ids, space group, atomic numbers) of each crystal that can be written, and the failures by kind."""
+                  ) -> tuple[list[tuple[int, np.ndarray, int, np.ndarray]], Counter[str]]:
+    """(place, ids, space group, atomic numbers) of each crystal that can be written, and the failures by kind."""
     name, parameters, records = task
     representation = make(name, **parameters)
     done, failed = [], Counter[str]()
-    for record in records:
+    for i, record in enumerate(records):
         try:
             ids = representation.encode(record.structure)
             written = representation.decode(ids)
             group = representation.written_group(ids) or symmetry(written)[0]
-            done.append((np.array(ids, np.int32), group, np.array(written.atomic_numbers, np.uint8)))
+            done.append((i, np.array(ids, np.int32), group, np.array(written.atomic_numbers, np.uint8)))
         except CrystalError as error:
             failed[error.kind] += 1
-    legal = allowed(representation, [ids for ids, _, _ in done])
+    legal = allowed(representation, [ids for _, ids, _, _ in done])
     failed["geometry"] += len(done) - sum(legal)
     return [row for row, fine in zip(done, legal, strict=True) if fine], failed
 

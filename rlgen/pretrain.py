@@ -26,6 +26,7 @@ from policies.sampler import decode, sample
 from rlgen import checkpoint, data
 from rlgen.config import architecture, device_of, main, plain, resumed
 from rlgen.encoded import Encoded, encode
+from rlgen.labels import labels, scales
 from rlgen.likelihood import nll
 from rlgen.tracking import Run
 from rlgen.types import CrystalError, UserError
@@ -72,7 +73,8 @@ class Trainer:
         """One optimiser step on the given crystals; returns scalars."""
         config, rng = self.config, np.random.default_rng([self.config.seed, 1, self.step])
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
-        ids, labels = train.batch(rows, self.policy.representation, rng, config.condition_dropout)
+        ids, labels = train.batch(rows, self.policy.representation, rng, config.condition_dropout,
+                                  config.property_dropout)
         rate = learning_rate(self.step, config)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -133,6 +135,28 @@ def build(config: Any, representation: Any) -> CrystalPolicy:
     return HFPolicy.create(representation, **settings)
 
 
+def written(config: Any, dataset: data.Dataset) -> tuple[Any, Encoded, Encoded]:
+    """The representation, with the scales of what it is to be asked for, and the splits to learn from and validate on.
+    """
+    parameters = plain(config.policy.representation_parameters)
+    given = parameters.pop("conditions", {})
+    names = [name.strip() for name in config.conditions.split(",") if name.strip()]
+    if unused := sorted(set(given) - set(names)):
+        raise UserError(f"policy.representation_parameters.conditions: {', '.join(unused)} is not in conditions=")
+    known = {split: labels(dataset.splits[split], names) for split in ("train", "val")}
+    if names:
+        parameters["conditions"] = scales(names, given, known["train"])
+    try:
+        representation = make(config.policy.representation, **parameters)
+    except TypeError as error:  # a parameter that it does not have
+        raise UserError(f"policy.representation_parameters: {error}") from error
+    train, val = (encode(dataset.splits[split], representation, found) for split, found in known.items())
+    for name, values in train.prompts.properties.items():
+        print(f"{name}: known of {int(np.isfinite(values).sum()):,} of {len(train):,} crystals, told as "
+              f"{parameters['conditions'][name]}")
+    return representation, train, val
+
+
 def run(config: Any) -> None:
     going_on = config.resume is not None
     config, last = resumed(config)
@@ -140,13 +164,9 @@ def run(config: Any) -> None:
     device = device_of(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    try:
-        representation = make(config.policy.representation, **plain(config.policy.representation_parameters))
-    except TypeError as error:  # a parameter that it does not have
-        raise UserError(f"policy.representation_parameters: {error}") from error
     dataset = data.load(config.data, limit=config.limit)
     print(dataset.summary())
-    train, val = encode(dataset.splits["train"], representation), encode(dataset.splits["val"], representation)
+    representation, train, val = written(config, dataset)
     for name, split in (("train", train), ("val", val)):
         if split.failures:
             print(f"{name}: left out because they cannot be written: {dict(split.failures)}")
@@ -235,6 +255,8 @@ def write_card(folder: Path, config: Any, trainer: Trainer, crystals: int, held_
     sizes = architecture(config.policy)
     recipe = {k: config[k] for k in ("steps", "batch", "learning_rate", "warmup", "decay", "weight_decay", "ema",
                                      "max_grad_norm", "condition_dropout", "seed")}
+    if config.conditions:
+        recipe |= {"conditions": config.conditions, "property_dropout": config.property_dropout}
     parameters_of = {f"representation_parameters.{k}": v for k, v in sizes.pop("representation_parameters").items()}
     recipe |= {f"policy.{k}": v for k, v in {**sizes, **parameters_of}.items()}
     parameters = sum(p.numel() for p in trainer.policy.parameters())

@@ -7,7 +7,6 @@ What follows from the structure is measured here. The others are columns of the 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,13 +14,11 @@ from typing import Literal
 import moyopy
 from pymatgen.core import Composition, Structure
 
+from rlgen.conditions import CRYSTAL_SYSTEMS, crystal_system
 from rlgen.reference import safe_symprec
 from rlgen.types import CrystalError, UserError
 
 LABEL_SYMPREC = 0.1  # Å: the tolerance at which a crystal's space group is told to the policy, asked of it and measured
-CRYSTAL_SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
-#: The last space group of each.
-_LAST = (2, 15, 74, 142, 167, 194, 230)
 
 
 @dataclass(frozen=True)
@@ -56,11 +53,6 @@ def symmetry(structure: Structure) -> tuple[int, int]:
             raise
         raise CrystalError("symmetry", f"no space group at {symprec} Å: {error}") from error
     return found.number, len(found.prim_std_cell.numbers)
-
-
-def crystal_system(space_group: int) -> int:
-    """The place in `CRYSTAL_SYSTEMS` of a space group 1 to 230."""
-    return bisect_left(_LAST, space_group)
 
 
 def hhi(composition: Composition) -> tuple[float, float]:

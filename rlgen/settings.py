@@ -39,7 +39,9 @@ class PretrainConfig:
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
     ema: float = 0.998
+    conditions: str = ""
     condition_dropout: float = 0.1
+    property_dropout: float = 0.5
     precision: str = "auto"
     threads: int = 0
     evaluate_every: int = 200
@@ -96,6 +98,7 @@ class PromptsConfig:
     space_group: float = 1.0
     n_atoms: float = 1.0
     element: float = 1.0
+    properties: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -259,8 +262,9 @@ LEAST: dict[str, float] = (
        "fmax": 1e-4, "seconds": 1e-3}
 )
 #: By the last part of a key, or by all of it.
-SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "ema", "epsilon", "gamma", "lam", "off_prompt",
-          "min_score", "slower", "replay.fraction", "prompts.space_group", "prompts.n_atoms", "prompts.element")
+SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "property_dropout", "ema", "epsilon", "gamma",
+          "lam", "off_prompt", "min_score", "slower", "replay.fraction", "prompts.space_group", "prompts.n_atoms",
+          "prompts.element")
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig,
            "hull": HullConfig, "relax": RelaxConfig}

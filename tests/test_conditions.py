@@ -6,9 +6,22 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from conftest import CRYSTALS
+from pymatgen.core import Lattice, Structure
 
+from policies.model import CrystalPolicy, smoothing
+from policies.prompts import PromptTable
+from policies.representations import REPRESENTATIONS, make
+from policies.sampler import decode, sample
+from rlgen import samples
 from rlgen.conditions import CRYSTAL_SYSTEMS, SYSTEM, Category, Transform, crystal_system, groups_of, read
-from rlgen.types import UserError
+from rlgen.config import load
+from rlgen.data import Record
+from rlgen.encoded import encode
+from rlgen.labels import label, labels, scales
+from rlgen.pretrain import run as pretrain
+from rlgen.types import CrystalError, UserError
 
 # Scales
 
@@ -92,4 +105,383 @@ def test_crystal_systems_are_those_of_the_international_tables():
     assert [g for name in CRYSTAL_SYSTEMS for g in groups_of(name)] == list(range(1, 231))
     assert all(CRYSTAL_SYSTEMS[crystal_system(g)] == name for name in CRYSTAL_SYSTEMS for g in groups_of(name))
     with pytest.raises(UserError, match="'square' is not one of triclinic"):
-        Category(CRYSTAL_SYSTEMS).index("square")
+        SYSTEM.index("square")
+    assert SYSTEM.index("cubic") == 6 and Category(CRYSTAL_SYSTEMS) == SYSTEM
+
+
+# Prompts
+
+SCALES = {"density": Transform("linear", 0.0, 8.0, 4), "gap": Transform("log", 0.1, 10.0, 5), "crystal_system": SYSTEM}
+
+
+def made(name="orbits", **parameters):
+    return make(name, **{"max_atoms": 12, "conditions": {k: v.to_dict() for k, v in SCALES.items()}} | parameters)
+
+
+def policy_of(representation, seed=0, sharpness=20.0):
+    torch.manual_seed(seed)
+    policy = CrystalPolicy.create(representation, hidden_size=32, layers=2, heads=2, intermediate_size=64)
+    with torch.no_grad():
+        policy.embed.weight.mul_(sharpness)  # so that it prefers some tokens
+    return policy.eval()
+
+
+BINNED = [name for name in REPRESENTATIONS if name != "text"]
+
+
+@pytest.mark.parametrize("name", BINNED)
+def test_properties_are_told_after_the_rest(name):
+    rep, bare = made(name), make(name, max_atoms=12)
+
+    def told(condition):
+        ids = rep.prompt(condition)
+        assert len(ids) == rep.prompt_length == bare.prompt_length + 3
+        return [rep.vocabulary[i] for i in ids[bare.prompt_length :]]
+
+    assert told({}) == told({"density": None, "gap": math.nan}) == ["crystal_system?", "density?", "gap?"]
+    assert told({"density": 3, "crystal_system": "cubic"}) == ["cubic", "density[1]", "gap?"]
+    assert told({"density": 0.0, "gap": 1e9}) == ["crystal_system?", "density[0]", "gap[4]"]  # 0 is a value
+    assert told({"density": -7, "gap": -7}) == ["crystal_system?", "density[0]", "gap[0]"]
+    condition = {"space_group": 225, "n_atoms": 2, "element": "Na"}
+    assert rep.prompt(condition | {"density": 3})[: bare.prompt_length] == bare.prompt(condition)
+    # The tokens of a crystal do not depend on what can be asked.
+    assert rep.vocabulary[: len(bare.vocabulary)] == bare.vocabulary
+    assert rep.encode(CRYSTALS["rutile"]) == bare.encode(CRYSTALS["rutile"])
+
+
+def test_properties_are_sentences_in_text():
+    rep = made("text", conditions={"density": {"kind": "linear", "low": 0, "high": 20},
+                                   "formation_energy": {"kind": "linear", "low": -4.5, "high": 0.5, "bins": 50},
+                                   "hhi": {"kind": "log", "low": 0.012, "high": 9000.0}} | {"crystal_system": SYSTEM})
+
+    def told(condition):
+        ids = rep.prompt(condition)
+        assert len(ids) == rep.prompt_length and len(ids) - ids.count(rep.pad) <= rep.prompt_length
+        return "".join(rep.vocabulary[i] for i in ids if i > rep.eos)
+
+    assert told({}) == told({"density": None, "hhi": math.nan}) == ""
+    assert told({"density": 5.318, "n_atoms": 4}) == " density: 5.32. 4 atoms."
+    assert told({"density": 0}) == " density: 0.00." and told({"density": 99.0}) == " density: 20.00."
+    assert told({"formation_energy": -1.234}) == " formation energy: -1.23."
+    assert told({"hhi": 0.0123456}) == " hhi: 0.0123." and told({"hhi": 1234.5}) == " hhi: 1230."
+    assert told({"crystal_system": "cubic", "hhi": 1}) == " crystal system: cubic. hhi: 1."
+    everything = {"space_group": 225, "density": 12.34, "n_atoms": 12, "hhi": 0.0199, "formation_energy": -4.4,
+                  "element": "Na", "crystal_system": "cubic"}
+    group, n, z = rep.read_prompts(torch.tensor([rep.prompt(everything)]))
+    assert (int(group), int(n), int(z)) == (225, 12, 11)
+    bare = {k: everything[k] for k in ("space_group", "n_atoms", "element")}
+    answer = torch.tensor(rep.encode(CRYSTALS["rutile"]))
+    both = torch.stack([torch.cat([torch.tensor(rep.prompt(c)), answer]) for c in (everything, bare)])
+    assert torch.equal(rep.unasked(both), both[1].expand(2, -1))
+
+
+@pytest.mark.parametrize("name", BINNED)
+def test_unasked_prompts_keep_the_rest(name):
+    rep, rest = made(name), {"space_group": 225, "n_atoms": 2, "element": "Na"}
+    answer = rep.encode(CRYSTALS["rock salt"])
+    ids = torch.tensor([rep.prompt(rest | {"density": 3, "gap": 1, "crystal_system": "cubic"}) + answer])
+    assert rep.unasked(ids).tolist() == [rep.prompt(rest) + answer]
+
+
+@pytest.mark.parametrize("name", REPRESENTATIONS)
+def test_scales_are_part_of_the_version(name):
+    rep, bare = made(name), make(name, max_atoms=12)
+    assert make(name, **rep.parameters).version == rep.version != bare.version
+    assert make(name, max_atoms=12, conditions={}).version == bare.version and "conditions" not in bare.parameters
+    other = SCALES | {"density": Transform("linear", 0.0, 8.1, 4)}
+    assert made(name, conditions={k: v.to_dict() for k, v in other.items()}).version != rep.version
+
+
+@pytest.mark.parametrize(("name", "condition", "message"), [
+    ("orbits", {"hardness": 3}, "cannot ask for hardness; known: space_group, n_atoms, element, crystal_system, "
+                                "density, gap"),
+    ("orbits", {"hardness": 3}, "rlgen.pretrain conditions=hardness"),
+    ("orbits", {"density": "high"}, "density=high: 'high' is no number"),
+    ("orbits", {"crystal_system": "square"}, "crystal_system=square: .* not one of triclinic"),
+    ("orbits", {"crystal_system": "cubic", "space_group": 166}, "space_group=166 is trigonal, not cubic"),
+    ("text", {"density": "high"}, "no number"), ("text", {"hardness": 3}, "cannot ask for hardness")])
+def test_what_cannot_be_asked_for_says_so(name, condition, message):
+    with pytest.raises(UserError, match=message):
+        made(name).prompt(condition)
+
+
+def test_the_crystal_system_needs_training_where_the_grammar_has_no_groups():
+    with pytest.raises(UserError, match="cannot ask for crystal_system"):
+        make("atoms", max_atoms=12).prompt({"crystal_system": "cubic"})
+    assert make("orbits", max_atoms=12).prompt({"crystal_system": "cubic"}) == make("orbits", max_atoms=12).prompt({})
+
+
+@pytest.mark.parametrize("names", ["element", "formula", "a.b", "2d"])
+def test_names_that_no_property_can_have(names):
+    with pytest.raises(UserError, match=r"conditions: .*(every policy|no name)"):
+        made(conditions={names: {"kind": "linear", "low": 0, "high": 1}})
+
+
+# The grammar
+
+
+@pytest.mark.parametrize("conditions", [{}, {"crystal_system": SYSTEM}])
+@pytest.mark.parametrize("order", ["interleaved", "published"])
+def test_a_crystal_system_is_kept_by_the_grammar(order, conditions):
+    policy = policy_of(make("orbits", max_atoms=8, order=order, conditions=conditions))
+    asked = [{"crystal_system": name} | extra for name in CRYSTAL_SYSTEMS for extra in ({}, {"n_atoms": 4})]
+    rollout = sample(policy, asked, torch.Generator().manual_seed(0))
+    first = policy.representation.first["space_group"]
+    for row, condition in zip(rollout.ids[:, policy.representation.prompt_length].tolist(), asked, strict=True):
+        assert row - first in groups_of(condition["crystal_system"])
+    assert not [c for c in decode(policy, rollout) if isinstance(c, CrystalError) and c.kind == "parse"]
+    again, _ = policy.token_logprobs(rollout.ids, conditions=asked if not conditions else None)
+    assert (again - rollout.logprobs).abs()[rollout.mask].max() < 1e-4
+
+
+def test_a_crystal_system_that_has_no_such_crystal_is_refused():
+    rep = make("orbits", max_atoms=12)
+    with pytest.raises(UserError, match="no cubic space group"):
+        rep.start(torch.tensor([rep.prompt({"n_atoms": 5, "crystal_system": "cubic"})]),
+                  [{"n_atoms": 5, "crystal_system": "cubic", "formula": "LiFeCoNiMn"}])
+
+
+# The policy
+
+
+def test_embeddings_are_smooth_in_the_bins_by_hand():
+    rep = make("atoms", max_atoms=4, conditions={"x": {"kind": "linear", "low": 0, "high": 3, "bins": 3},
+                                                 "crystal_system": SYSTEM})
+    weights = smoothing(rep)
+    e, e4 = math.exp(-0.5), math.exp(-2.0)  # of neighbours, and of bins two apart
+    assert torch.equal(weights[:9], torch.eye(12)[:9])  # unknown and seven systems, unknown
+    expected = torch.tensor([[1, e, e4], [e, 1, e], [e4, e, 1]])
+    assert torch.allclose(weights[9:, 9:], expected / expected.sum(1, keepdim=True)) and not weights[9:, :9].any()
+    policy = policy_of(rep)
+    ids = torch.tensor([[*rep.prompt({"x": 1.5, "crystal_system": "cubic", "n_atoms": 2}), 20, 30]])
+    x, table = policy.embedded(ids)[0], policy.embed.weight
+    first = rep.first["asked:x"]
+    smooth = (e * table[first + 1] + table[first + 2] + e * table[first + 3]) / (1 + 2 * e)
+    assert torch.allclose(x[5], smooth, atol=1e-6)
+    for at in (0, 1, 2, 3, 4, 6, 7):  # all others are the table's own
+        assert torch.equal(x[at], table[ids[0, at]])
+
+
+def rows(rep, n=12, seed=0):
+    """Conditions of which each is asked for by half of the rows."""
+    rng = np.random.default_rng(seed)
+    full = [{"n_atoms": int(rng.integers(1, 9)), "element": "Na", "density": float(rng.uniform(0, 9)),
+             "gap": float(rng.uniform(0, 12))} for _ in range(n)]
+    return [{k: v for k, v in row.items() if rng.random() < 0.6} for row in full]
+
+
+@pytest.mark.parametrize("name", REPRESENTATIONS)
+@pytest.mark.parametrize(("weight", "temperature"), [(1.0, 1.0), (2.5, 1.0), (2.5, 0.7), (0.0, 1.3)])
+def test_sampled_and_recomputed_logprobs_agree_under_guidance(name, weight, temperature):
+    policy = policy_of(made(name, max_atoms=6))
+    policy.guide(weight)
+    rollout = sample(policy, [c | {"n_atoms": min(c.get("n_atoms", 3), 6)} for c in rows(policy.representation)],
+                     torch.Generator().manual_seed(0), temperature=temperature, batch=5)
+    again, _ = policy.token_logprobs(rollout.ids, temperature)
+    assert (again - rollout.logprobs).abs()[rollout.mask].max() < 1e-4
+    p = policy.representation.prompt_length
+    whole = policy(rollout.ids, temperature=temperature).logits[:, p - 1 : -1].log_softmax(-1)
+    found = whole.gather(2, rollout.ids[:, p:, None])[..., 0]
+    assert (found - rollout.logprobs).abs()[rollout.mask].max() < 1e-4
+
+
+def test_guidance_by_hand():
+    rep = made("atoms", max_atoms=6)
+    policy = policy_of(rep)
+    asked, rest = {"density": 7.0, "gap": 0.2, "n_atoms": 3}, {"n_atoms": 3}
+    answer = sample(policy, [asked], torch.Generator().manual_seed(0)).ids[:, rep.prompt_length :]
+    with_, without = (torch.cat([torch.tensor([rep.prompt(c)]), answer], 1) for c in (asked, rest))
+    c, u = (policy(ids).logits for ids in (with_, without))
+    plain, _ = policy.token_logprobs(with_)
+    policy.guide(1.0)
+    assert torch.equal(policy(with_).logits, c)  # none at all
+    policy.guide(3.0)
+    guided = policy(with_).logits[:, rep.prompt_length - 1 :]
+    c, u = c[:, rep.prompt_length - 1 :], u[:, rep.prompt_length - 1 :]
+    legal = c.isfinite()
+    assert torch.equal(legal, guided.isfinite())
+    assert torch.allclose(guided[legal], (u + 3 * (c - u))[legal], atol=1e-4)
+    policy.guide(0.0)
+    free, _ = policy.token_logprobs(with_)
+    policy.guide(1.0)
+    assert torch.allclose(free, policy.token_logprobs(without)[0], atol=1e-5)
+    assert not torch.allclose(free, plain, atol=1e-2)
+
+
+def test_guidance_needs_a_policy_that_was_trained_on_properties():
+    with pytest.raises(UserError, match="pretrain conditions="):
+        policy_of(make("atoms", max_atoms=4)).guide(2.0)
+
+
+@pytest.mark.parametrize("name", REPRESENTATIONS)
+def test_checkpoints_keep_scales_and_properties(name, tmp_path):
+    policy = policy_of(made(name, max_atoms=6))
+    table = PromptTable.of([225, 221], [[11, 17], [38, 22, 8, 8, 8]], {"density": [2.0, math.nan], "gap": [5.0, 0.0]})
+    policy.save_pretrained(tmp_path)
+    table.save(tmp_path)
+    again, prompts = CrystalPolicy.load(str(tmp_path))
+    asked = rows(policy.representation)
+    assert again.representation.conditions == SCALES
+    drawn = [sample(p, [c | {"n_atoms": 2} for c in asked], torch.Generator().manual_seed(0)) for p in (policy, again)]
+    assert torch.equal(drawn[0].ids, drawn[1].ids) and torch.equal(drawn[0].logprobs, drawn[1].logprobs)
+    rng = np.random.default_rng(0)
+    assert prompts.row(0, rng) | {"element": ""} == {"space_group": 225, "n_atoms": 2, "element": "", "density": 2.0,
+                                                     "gap": 5.0}
+    assert "density" not in prompts.row(1, rng) and prompts.row(1, rng)["gap"] == 0.0
+
+
+# Prompts of the data
+
+RNG = np.random.default_rng(0)
+DENSITIES = np.arange(200) / 10
+TABLE = PromptTable.of([225, 221] * 100, [[11, 17], [38, 22, 8, 8, 8]] * 100,
+                       {"density": np.where(np.arange(200) % 4 == 3, np.nan, DENSITIES), "gap": np.ones(200)})
+OF_TABLE = {"density": Transform("linear", 0.0, 20.0), "gap": Transform("log", 0.1, 10.0)}
+
+
+def test_prompts_of_the_data_tell_what_is_known():
+    conditions = TABLE.sample(2000, np.random.default_rng(0))
+    assert np.mean(["density" in c for c in conditions]) == pytest.approx(0.75, abs=0.03)
+    assert all(c["gap"] == 1 and c.get("density", 1) >= 0 for c in conditions)
+    kept = TABLE.sample(2000, np.random.default_rng(0), keep={"space_group": 1, "n_atoms": 1, "element": 1, "gap": 0.3,
+                                                              "density": 0.0})
+    assert np.mean(["gap" in c for c in kept]) == pytest.approx(0.3, abs=0.03)
+    assert not any("density" in c for c in kept)
+
+
+def test_what_is_left_open_follows_crystals_with_such_properties():
+    def fitting(**asked):
+        return TABLE._fitting(asked, OF_TABLE).tolist()
+
+    near = fitting(density=5.0)  # within 0.4, or the 20 nearest
+    assert len(near) == 20 and all(abs(DENSITIES[i] - 5) <= 1.4 for i in near) and all(i % 4 != 3 for i in near)
+    assert min(fitting(density=99.0)) >= 172  # beyond the range: the largest
+    assert all(i % 2 for i in fitting(density=5.0, space_group=221))
+    assert all(i % 2 == 0 for i in fitting(crystal_system="cubic", n_atoms=2))
+    assert fitting(crystal_system="hexagonal") == []
+    found = TABLE.answering({"density": 5.0}, 30, np.random.default_rng(0), lambda c: True, OF_TABLE)
+    assert all(c["density"] == 5 and c["space_group"] in (221, 225) and "gap" not in c for c in found)
+
+
+# Labels
+
+
+def records(n=8):
+    found = [Record(f"{name}-{i}", s, {"band_gap": float(i)} if name != "quartz" else {})
+             for i in range(n // 2) for name, s in list(CRYSTALS.items())]
+    return found
+
+
+def test_labels_are_columns_before_they_are_measured():
+    some = records()
+    measured = label(some, "density")
+    assert measured == pytest.approx([r.structure.density for r in some])
+    for r in some[:3]:
+        r.properties["density"] = -1.0
+    assert label(some, "density")[:3].tolist() == [-1.0] * 3 and np.isnan(label(some, "density")[3:]).all()
+    gaps = label(some, "band_gap")
+    assert np.isnan(gaps).sum() == 4 and gaps[0] == 0.0
+    with pytest.raises(UserError, match=r"no column hardness .*band_gap"):
+        label(some, "hardness")
+    with pytest.raises(UserError, match=r"no column e_above_hull.*annotate"):
+        label(some, "e_above_hull")
+
+
+def encoded(names):
+    short = Record("short", CRYSTALS["diamond"].copy().apply_strain(-0.9), {"band_gap": 99.0})
+    some = [*records(), short, *records()]
+    found = labels(some, names)
+    rep = make("orbits", max_atoms=20, conditions=scales(names, {}, found))
+    return encode(some, rep, found), rep, [r for r in some if r.id != "short"]
+
+
+def test_labels_stay_with_their_crystals():
+    split, _, some = encoded(["density", "band_gap", "crystal_system"])
+    assert split.failures.total() == 1 and len(split) == len(some)
+    assert split.prompts.properties["density"] == pytest.approx([r.structure.density for r in some], rel=1e-5)
+    expected = [r.properties.get("band_gap", math.nan) for r in some]
+    assert split.prompts.properties["band_gap"] == pytest.approx(expected, nan_ok=True)
+    systems = [split.prompts.row(i, RNG)["crystal_system"] for i in range(len(split))]
+    assert systems[:10] == ["cubic"] * 3 + ["hexagonal"] * 2 + ["trigonal", "tetragonal", "orthorhombic", "monoclinic",
+                                                               "triclinic"]
+    again = encode(some, make("orbits", max_atoms=20))  # the same tokens without any, from the same cache
+    assert [i.tolist() for i in again.ids] == [i.tolist() for i in split.ids] and not again.prompts.properties
+
+
+def told(split, rep, dropout, property_dropout, times=20):
+    rng = np.random.default_rng(0)
+    ids = torch.stack([split.batch(range(len(split)), rep, rng, dropout, property_dropout)[0][:, : rep.prompt_length]
+                       for _ in range(times)])
+    return ids - torch.tensor([0, *(rep.first[b] for b in ("space_group", "n_atoms", "element")),
+                               *(rep.first[f"asked:{name}"] for name in rep.conditions)])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_each_property_is_left_out_at_the_rate_asked(rate):
+    split, rep, _ = encoded(["density", "crystal_system"])
+    assert list(rep.conditions) == ["crystal_system", "density"]
+    found = told(split, rep, 0.1, rate)
+    left_out = (found == 0).double().mean((0, 1))
+    assert left_out[1:4].tolist() == pytest.approx([0.1] * 3, abs=0.03)
+    assert left_out[4:].tolist() == pytest.approx([rate] * 2, abs=0.04)
+    both = (found[..., 4:] == 0).all(-1).double().mean()
+    assert float(both) == pytest.approx(rate**2, abs=0.04)
+
+
+def test_missing_labels_are_never_told():
+    split, rep, some = encoded(["band_gap"])
+    found = told(split, rep, 0.0, 0.0, times=2)[..., 4]
+    for i, r in enumerate(some):
+        expected = 1 + rep.conditions["band_gap"].index(r.properties["band_gap"]) if "band_gap" in r.properties else 0
+        assert found[:, i].tolist() == [expected] * 2
+    assert (found == 0).any() and (found == 1).any()  # a gap of 0 is told, and none is not
+
+
+def test_scales_are_fitted_but_for_what_is_given():
+    values = {"x": np.linspace(1, 5, 100), "y": np.linspace(1, 5, 100)}
+    found = scales(["x", "y", "crystal_system"], {"x": {"bins": 8, "low": 0.0}}, values)
+    assert found["x"] == {"kind": "linear", "low": 0.0, "high": pytest.approx(5, abs=0.01), "bins": 8}
+    assert found["y"]["bins"] == 64 and found["crystal_system"]["kind"] == "category"
+    with pytest.raises(UserError, match=r"conditions\.x: no values"):
+        scales(["x"], {}, {"x": np.full(3, np.nan)})
+    with pytest.raises(UserError, match=r"conditions\.x: .*bin\b"):
+        scales(["x"], {"x": {"bin": 8}}, values)
+
+
+# Learning
+
+
+@pytest.fixture(scope="module")
+def salts(tmp_path_factory):
+    """A policy trained for seconds on one kind of salt of many sizes, in a folder."""
+    folder = tmp_path_factory.mktemp("salts")
+    lengths = np.random.default_rng(0).uniform(3, 7, 250)  # more would be written in several processes
+    crystals = [Structure.from_spacegroup("Pm-3m", Lattice.cubic(a), ["Cs", "Cl"], [[0, 0, 0], [0.5] * 3])
+                for a in lengths]
+    samples.write(folder / "data", crystals, {"length": lengths})
+    pretrain(load("pretrain", [f"data={folder}/data/samples.parquet", f"output={folder}/run",
+                               "conditions=density,length", "policy=tiny", "policy.hidden_size=64",
+                               "policy.layers=2", "policy.dropout=0",
+                               "policy.representation_parameters.max_atoms=4", "steps=150", "batch=32",
+                               "learning_rate=5e-3", "warmup=20", "ema=0.98", "sample_every=0", "evaluate_every=150",
+                               "precision=fp32", "threads=1"]))
+    return folder / "run" / "policy"
+
+
+def asked_for(policy, prompts, condition, n=40):
+    conditions = prompts.answering(condition, n, np.random.default_rng(0), policy.representation.possible,
+                                   policy.representation.conditions)
+    return decode(policy, sample(policy, conditions, torch.Generator().manual_seed(0)))
+
+
+def test_a_policy_learns_to_heed_what_is_asked(salts):
+    policy, prompts = CrystalPolicy.load(str(salts))
+    assert set(policy.representation.conditions) == set(prompts.properties) == {"density", "length"}
+    assert "conditions=density,length" in (salts / "README.md").read_text(encoding="utf-8")
+    for asked in (1.2, 2.5):  # of 0.8 to 10.4 g/cm³
+        found = np.array([s.density for s in asked_for(policy, prompts, {"density": asked})])
+        assert np.mean(np.abs(found - asked)) < 0.25 * asked
+    short, long = (np.array([s.lattice.a for s in asked_for(policy, prompts, {"length": a})]) for a in (3.5, 6.5))
+    assert np.mean(np.abs(short - 3.5)) < 0.4 and np.mean(np.abs(long - 6.5)) < 0.4
+    free = np.array([s.lattice.a for s in asked_for(policy, prompts, {})])
+    assert free.std() > 0.7  # nothing asked: all sizes

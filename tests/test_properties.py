@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from rlgen.properties import CRYSTAL_SYSTEMS, PROPERTIES, crystal_system, hhi, known, measure
+from rlgen.conditions import CRYSTAL_SYSTEMS, crystal_system
+from rlgen.properties import PROPERTIES, hhi, known, measure
 from rlgen.types import UserError
 
 #: name in `conftest.CRYSTALS` -> space group, crystal system, atoms in the primitive cell

@@ -9,14 +9,8 @@ from typing import Any
 
 from pymatgen.core import Composition, Element
 
+from rlgen.conditions import HARD
 from rlgen.types import Condition, UserError
-
-#: What prompts say, so that a policy has learnt to answer it.
-SOFT = ("space_group", "n_atoms", "element")
-#: What only the grammar sees to. formula: "NaCl", any whole multiple of it in the primitive cell (n_atoms settles
-#: which). elements: the only ones allowed, "Li-Fe-O". max_atoms: in the primitive cell. neutral: some choice of common
-#: oxidation states, one an atom, adds up to no charge.
-HARD = ("formula", "elements", "max_atoms", "neutral")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ then four tokens an atom, then `<eos>`; or the lattice after the atoms.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ class Atoms(Representation):
 
     name = "atoms"
 
-    def __init__(self, max_atoms: int = 200, lattice: str = "first", order: str = "falling", oxidation: bool = False):
+    def __init__(self, max_atoms: int = 200, lattice: str = "first", order: str = "falling", oxidation: bool = False,
+                 conditions: Mapping[str, Any] | None = None):
         for name, value, known in (("lattice", lattice, ("first", "last")), ("order", order, tuple(ORDERS)),
                                    ("oxidation", oxidation, (False, True))):
             if value not in known:
@@ -43,10 +44,10 @@ class Atoms(Representation):
         #: Elements are told in prompts too, by the same tokens.
         self.block = "species" if oxidation else "element"
         own = {"species": list(self.species.names)} if oxidation else {}
-        super().__init__(max_atoms, own | BLOCKS | {"coordinate": [f"{i}/{Q}" for i in range(Q)]})
+        super().__init__(max_atoms, own | BLOCKS | {"coordinate": [f"{i}/{Q}" for i in range(Q)]}, conditions)
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def written(self) -> dict[str, Any]:
         return {"max_atoms": self.max_atoms, "lattice": "first" if self.lattice_first else "last",
                 "order": self.order, "oxidation": self.oxidation}
 
@@ -56,7 +57,7 @@ class Atoms(Representation):
 
     @property
     def layout(self) -> str:
-        return " ".join(["atoms-2", *(f"{name}={value}" for name, value in self.parameters.items())])
+        return " ".join(["atoms-2", *(f"{name}={value}" for name, value in self.written.items())])
 
     def encode(self, structure: Structure) -> list[int]:
         cell = canonical_cell(structure)

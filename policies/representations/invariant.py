@@ -10,7 +10,7 @@ its orbit. Orbits come by (electronegativity, -multiplicity, x, y, z). The opera
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -60,8 +60,9 @@ class Invariant(Representation):
     """
 
     name = "invariant"
+    has_groups = True
 
-    def __init__(self, max_atoms: int = 200, numbers: str = "bins"):
+    def __init__(self, max_atoms: int = 200, numbers: str = "bins", conditions: Mapping[str, Any] | None = None):
         if numbers not in ("bins", "digits"):
             raise UserError(f"numbers={numbers!r} of the representation invariant; known: bins, digits")
         self.numbers = numbers
@@ -70,7 +71,8 @@ class Invariant(Representation):
                   "hall": [f"hall{number}" for number in HALL_NUMBERS]}
         multiplicity = {"multiplicity": [f"multiplicity{m}" for m in MULTIPLICITIES]}
         super().__init__(max_atoms, header | multiplicity | {"digit": list("0123456789")} if numbers == "digits" else
-                         header | lattice.BLOCKS | multiplicity | {"coordinate": [f"{i}/{Q}" for i in range(Q)]})
+                         header | lattice.BLOCKS | multiplicity | {"coordinate": [f"{i}/{Q}" for i in range(Q)]},
+                         conditions)
 
     @cached_property
     def _spelling(self) -> Spelling | None:
@@ -94,7 +96,7 @@ class Invariant(Representation):
         return self.prompt_length + 2 * elements + 2 + cell + site * self.max_atoms + 1
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def written(self) -> dict[str, Any]:
         return {"max_atoms": self.max_atoms, "numbers": self.numbers}
 
     def encode(self, structure: Structure) -> list[int]:

@@ -31,12 +31,15 @@ from policies.representations.orbit_chemistry import Chemistry
 from policies.representations.orbit_tables import ANY, MOST_POSITIONS, lasting
 from policies.representations.patterns import can_have_group, has_group
 from policies.representations.quantiser import Q
+from rlgen.conditions import SYSTEM, crystal_system
 from rlgen.types import Condition, UserError
 
 if TYPE_CHECKING:
     from policies.representations.orbits import Orbits
 
 GROUP, CELL, ORBIT, ELEMENT, COORDINATE, ENDED = range(6)
+#: The crystal system, 1 to 7, of each space group; at 0 none.
+_SYSTEM_OF = [0, *(1 + crystal_system(group) for group in range(1, 231))]
 #: Stands for an element that no other site has.
 FRESH = 0
 
@@ -55,6 +58,7 @@ class OrbitsState(State):
     def __init__(self, representation: Orbits, prompts: torch.Tensor, conditions: Sequence[Condition] | None):
         self.rep, self.t = representation, representation.tables.to(prompts.device)
         self.asked_group, self.asked_n, self.owed = representation.read_prompts(prompts)
+        self.asked_system = representation.read_systems(prompts, conditions)
         b, device = len(prompts), prompts.device
         self.chemistry = Chemistry.of(representation, prompts, conditions)
         self.most = torch.full_like(self.asked_n, representation.max_atoms)
@@ -76,6 +80,16 @@ class OrbitsState(State):
         self.sites: list[list[tuple[int, int]]] = [[] for _ in range(b)]  # position and element of each
         self.lattice: LatticeState | None = None
         self.metric = torch.zeros(b, 3, 3, device=device)
+        self._check_systems()
+
+    def _check_systems(self) -> None:
+        rows = self.asked_system.nonzero()[:, 0]
+        if len(rows):
+            mask = torch.zeros(len(self.phase), len(self.rep.vocabulary), dtype=torch.bool, device=self.phase.device)
+            self._groups(mask, rows)
+            if not (possible := mask[rows].any(1)).all():
+                system = SYSTEM.names[int(self.asked_system[rows[~possible][0]]) - 1]
+                raise UserError(f"no {system} space group has a choice of Wyckoff positions for all else that is asked")
 
     def _check_asked(self) -> None:
         rows = self.t.base[self.asked_group]
@@ -86,8 +100,8 @@ class OrbitsState(State):
                             f"{int(self.asked_n[i])} atoms in the primitive cell")
 
     def keep(self, rows: int) -> None:
-        for name in ("asked_group", "asked_n", "owed", "most", "phase", "group", "row", "site", "k", "u", "n", "fewest",
-                     "atoms", "filled", "radii", "radius", "metric"):
+        for name in ("asked_group", "asked_system", "asked_n", "owed", "most", "phase", "group", "row", "site", "k",
+                     "u", "n", "fewest", "atoms", "filled", "radii", "radius", "metric"):
             setattr(self, name, getattr(self, name)[:rows])
         del self.sites[rows:]
         if self.lattice is not None:
@@ -112,6 +126,8 @@ class OrbitsState(State):
         fits = self.t.reach[self.t.base][:, n].T  # (R, 231)
         some = self.t.least[self.t.base] <= self.most[rows, None]
         good = torch.where(n[:, None] > 0, fits, some) & (every > 0) & ((asked == 0) | (every == asked))
+        system = self.asked_system[rows, None]
+        good &= (system == 0) | (torch.tensor(_SYSTEM_OF, device=rows.device) == system)
         first = self.rep.first["space_group"]
         mask[rows, first : first + 231] = self.chemistry.groups(rows, good)
 

@@ -9,7 +9,7 @@ the grammar knows distances while coordinates are chosen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -33,8 +33,9 @@ class Orbits(Representation):
     """
 
     name = "orbits"
+    has_groups = True
 
-    def __init__(self, max_atoms: int = 200, order: str = "interleaved"):
+    def __init__(self, max_atoms: int = 200, order: str = "interleaved", conditions: Mapping[str, Any] | None = None):
         if order not in ("interleaved", "published"):
             raise UserError(f"order={order!r} of the representation orbits; known: interleaved, published")
         self.order, self.orbit_of = order, orbit_keys()
@@ -42,7 +43,7 @@ class Orbits(Representation):
                   "coordinate": [f"{i}/{Q}" for i in range(Q)]}
         if order == "published":
             blocks |= {"count": [f"×{i}" for i in range(1, max_atoms + 1)], "end_formula": ["<formula>"]}
-        super().__init__(max_atoms, blocks)
+        super().__init__(max_atoms, blocks, conditions)
 
     @property
     def layout(self) -> str:
@@ -136,5 +137,5 @@ class Orbits(Representation):
         return state(self, prompts, conditions)
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def written(self) -> dict[str, Any]:
         return {"max_atoms": self.max_atoms, "order": self.order}

@@ -5,14 +5,14 @@
     Cl                      for every atom its element,
     0.500 0.500 0.500       and its fractional coordinates
 
-Prompts are short sentences (`sentences.SENTENCES`). Their words are tokens of their own; all else, and all of the
+Prompts are short sentences (`sentences.Speech`). Their words are tokens of their own; all else, and all of the
 answer, is single characters, which most tokenizers of language models have too. `<eos>` takes the place of the last
 line end. Atoms may come in any order; what `encode` writes is the canonical cell, with falling atomic numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,16 @@ import torch
 from pymatgen.core import Element, Lattice, Structure
 
 from policies.representations import text_format
-from policies.representations.asked import HARD, Asked
+from policies.representations.asked import Asked
 from policies.representations.base import BOS, EOS, PAD, Representation, State
 from policies.representations.canonical import canonical_cell
 from policies.representations.quantiser import Q
-from policies.representations.sentences import SENTENCES, WORDS, heard, longest, speak, split
+from policies.representations.sentences import Speech, heard
 from policies.representations.text_forced import TEMPLATE, Forced
 from policies.representations.text_grammar import TextState
 from policies.representations.text_masks import WholeMasks
 from policies.representations.text_tables import CHARACTERS, Decimals, Tables
+from rlgen.conditions import Category, Transform, read
 from rlgen.types import Condition, CrystalError, UserError
 
 
@@ -41,22 +42,30 @@ class Text(Representation):
     name = "text"
     characters = CHARACTERS
 
-    def __init__(self, max_atoms: int = 200, lengths: int = 2, angles: int = 1, coordinates: int = 3):
+    def __init__(self, max_atoms: int = 200, lengths: int = 2, angles: int = 1, coordinates: int = 3,
+                 conditions: Mapping[str, Any] | None = None):
         for key, value, low, high in (("lengths", lengths, 0, 4), ("angles", angles, 0, 3),
                                       ("coordinates", coordinates, 1, 4)):
             if not low <= value <= high:
                 raise UserError(f"{key}={value} decimals is not in {low} to {high}")
         # Not the tokens of other prompts: these are sentences.
         self.max_atoms, self.decimals = max_atoms, Decimals(lengths, angles, coordinates)
-        self.vocabulary = ["<pad>", "<bos>", "<eos>", *CHARACTERS, *WORDS]
+        self.conditions = read(conditions or {})
+        self._speech = Speech(self.conditions)
+        words = self._speech.words
+        self.vocabulary = ["<pad>", "<bos>", "<eos>", *CHARACTERS, *words]
         self.first = {"special": 0, "character": 3, "word": 3 + len(CHARACTERS)}
-        self.sizes = {"special": 3, "character": len(CHARACTERS), "word": len(WORDS)}
-        self.prompt_length = 1 + longest(max_atoms)
+        self.sizes = {"special": 3, "character": len(CHARACTERS), "word": len(words)}
+        self.prompt_length = 1 + self._speech.longest(max_atoms)
         self._tokens = {text: i for i, text in enumerate(self.vocabulary)}
         self._tables: dict[str, Tables] = {}
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def binned(self) -> dict[str, Transform | Category]:
+        return {}
+
+    @property
+    def written(self) -> dict[str, Any]:
         d = self.decimals
         return {"max_atoms": self.max_atoms, "lengths": d.lengths, "angles": d.angles, "coordinates": d.coordinates}
 
@@ -126,16 +135,23 @@ class Text(Representation):
 
     def prompt(self, condition: Condition) -> list[int]:
         """The prompt tokens of a condition, padded to `prompt_length`. Raises UserError for values out of range."""
-        known = [*SENTENCES, *HARD]
-        unknown = set(condition) - {*known, TEMPLATE}
-        if unknown:
-            raise UserError(f"cannot ask for {', '.join(sorted(unknown))}; known: {', '.join(known)}")
-        said = [self._tokens[piece] for piece in split(speak(condition, self.max_atoms))]
+        self.check({key: value for key, value in condition.items() if key != TEMPLATE})
+        return self._said(self._speech.speak(condition, self.max_atoms))
+
+    def _said(self, text: str) -> list[int]:
+        said = [self._tokens[piece] for piece in self._speech.split(text)]
         return [BOS, *said, *[PAD] * (self.prompt_length - 1 - len(said))]
 
+    def unasked(self, ids: torch.Tensor) -> torch.Tensor:
+        p = self.prompt_length
+        prompts = [self._said(self._speech.without_properties(text)) for text in self._texts(ids[:, :p])]
+        return torch.cat([torch.tensor(prompts, device=ids.device).view(-1, p), ids[:, p:]], 1)
+
+    def _texts(self, prompts: torch.Tensor) -> list[str]:
+        return ["".join(self.vocabulary[i] for i in row if i > EOS) for row in prompts.tolist()]
+
     def read_prompts(self, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        texts = ["".join(self.vocabulary[i] for i in row if i > EOS) for row in prompts.tolist()]
-        found = torch.tensor([heard(text) for text in texts], device=prompts.device).view(-1, 3)
+        found = torch.tensor([heard(text) for text in self._texts(prompts)], device=prompts.device).view(-1, 3)
         return found[:, 0], found[:, 1], found[:, 2]
 
     def start(self, prompts: torch.Tensor, conditions: Sequence[Condition] | None = None) -> State:

@@ -1,0 +1,54 @@
+"""What is known of crystals that a policy is to be asked for, and the scales that it is told on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlgen.conditions import SYSTEM, Category, Transform, check_name
+from rlgen.data import Record
+from rlgen.data.progress import bar
+from rlgen.properties import measure
+from rlgen.types import UserError
+
+
+def label(records: Sequence[Record], name: str) -> np.ndarray:
+    """(M,) a property of crystals, NaN where it is unknown.
+
+    A column of the data that is called so counts before what would be measured. UserError where there is neither.
+    """
+    if any(name in record.properties for record in records):
+        return np.array([record.properties.get(name, np.nan) for record in records])
+    try:
+        with bar(f"measuring {name}", len(records)) as progress:
+            values = []
+            for record in records:
+                values.append(measure(name, record.structure))
+                progress.advance(1)
+        return np.array(values)
+    except UserError as error:
+        columns = sorted({column for record in records for column in record.properties})
+        raise UserError(f"conditions: the data have no column {name} (numbers of theirs: {', '.join(columns) or 'none'}"
+                        f"), and {error}") from error
+
+
+def labels(records: Sequence[Record], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """`label` by name, but for the crystal system, which follows from the space group that is written."""
+    return {name: label(records, name) for name in names if name != "crystal_system"}
+
+
+def scales(names: Sequence[str], given: Mapping[str, Mapping[str, Any]], values: Mapping[str, np.ndarray]
+           ) -> dict[str, dict[str, Any]]:
+    """The scale of each property as a plain dict: what is given of it (kind, low, high, bins), the rest fitted."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        check_name(name)
+        try:
+            scale: Transform | Category = SYSTEM if name == "crystal_system" else Transform.fit(
+                values[name], **given.get(name, {}))
+        except (TypeError, UserError) as error:
+            raise UserError(f"conditions.{name}: {error}") from error
+        found[name] = scale.to_dict()
+    return found
