@@ -462,8 +462,8 @@ def salts(tmp_path_factory):
     pretrain(load("pretrain", [f"data={folder}/data/samples.parquet", f"output={folder}/run",
                                "conditions=density,length", "policy=tiny", "policy.hidden_size=64",
                                "policy.layers=2", "policy.dropout=0",
-                               "policy.representation_parameters.max_atoms=4", "steps=150", "batch=64",
-                               "learning_rate=5e-3", "warmup=20", "ema=0.98", "sample_every=0", "evaluate_every=150",
+                               "policy.representation_parameters.max_atoms=4", "steps=200", "batch=64",
+                               "learning_rate=5e-3", "warmup=20", "ema=0.98", "sample_every=0", "evaluate_every=200",
                                "precision=fp32", "threads=1"]))
     return folder / "run" / "policy"
 
