@@ -23,14 +23,8 @@ def refuse(structure: Structure, closest: float, vacuum: float) -> str:
     (2008)). fragments: atoms, molecules, chains or layers with more than `vacuum` Å between their covalent spheres and
     those of everything around them, so that how they lie to each other would hardly change the energy.
     """
-    lattice = structure.lattice.get_lll_reduced_lattice() if _thin(structure) else structure.lattice
-    matrix = np.array(lattice.matrix, order="C")
-    points = np.ascontiguousarray((lattice.get_fractional_coords(structure.cart_coords) % 1.0) @ matrix)
     radii = covalent_radii[np.asarray(structure.atomic_numbers)]
-    reach = 2 * float(radii.max()) + vacuum
-    one, two, image, distance = find_points_in_spheres(points, points, r=reach, pbc=_PERIODIC, lattice=matrix, tol=1e-8)
-    other = (one != two) | (image != 0).any(axis=1)
-    one, two, image, distance = one[other], two[other], image[other], distance[other]
+    one, two, image, distance = neighbours(structure, 2 * float(radii.max()) + vacuum)
     touching = radii[one] + radii[two]
     ratio = distance / touching
     if len(ratio) and ratio.min() < closest:
@@ -38,11 +32,22 @@ def refuse(structure: Structure, closest: float, vacuum: float) -> str:
         a, b = structure[int(one[k])].specie, structure[int(two[k])].specie
         return f"close: {a} and {b} {distance[k]:.2f} Å apart, {ratio[k]:.2f} of the sum of their radii"
     near = distance < touching + vacuum
-    dimensions = connected_dimensions(len(points), one[near], two[near], image[near])
+    dimensions = connected_dimensions(len(structure), one[near], two[near], image[near])
     if dimensions < 3:
         what = ("atoms or molecules", "chains", "layers")[dimensions]
         return f"fragments: {what} more than {vacuum:g} Å from all else"
     return ""
+
+
+def neighbours(structure: Structure, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of atoms (E,) within `reach` Å, each both ways: one and the other atom, the cell (E, 3) of the other, and
+    their distance (Å); an atom's own images count."""
+    lattice = structure.lattice.get_lll_reduced_lattice() if _thin(structure) else structure.lattice
+    matrix = np.array(lattice.matrix, order="C")
+    points = np.ascontiguousarray((lattice.get_fractional_coords(structure.cart_coords) % 1.0) @ matrix)
+    one, two, image, distance = find_points_in_spheres(points, points, r=reach, pbc=_PERIODIC, lattice=matrix, tol=1e-8)
+    other = (one != two) | (image != 0).any(axis=1)
+    return one[other], two[other], image[other], distance[other]
 
 
 def connected_dimensions(n: int, one: np.ndarray, two: np.ndarray, image: np.ndarray) -> int:

@@ -64,14 +64,15 @@ class Validity:
         low, high = self.density
         if not low <= density <= high:
             return f"density {density:.3g} g/cm³, not within {low:g} to {high:g}"
-        distance = _distance_below(self.min_distance, structure, lattice, frac, volume)
+        distance = distance_below(structure, self.min_distance)
         return f"atoms {distance:.2f} Å apart, under {self.min_distance:g} Å" if distance is not None else ""
 
 
-def _distance_below(
-    limit: float, structure: Structure, lattice: np.ndarray, frac: np.ndarray, volume: float
-) -> float | None:
+def distance_below(structure: Structure, limit: float) -> float | None:
     """A distance (Å) under the limit (Å), or None: the shortest, or that of an atom to its own image."""
+    lattice = np.array(structure.lattice.matrix, dtype=float, order="C")
+    frac = np.asarray(structure.frac_coords, dtype=float)
+    volume = abs(np.linalg.det(lattice))
     # Cells that are thin along a vector make the neighbour search look at very many images. A reduced cell is only
     # thin where two images of one atom really are close.
     areas = np.linalg.norm(np.cross(lattice[[1, 2, 0]], lattice[[2, 0, 1]]), axis=1)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rlgen import energies, samples
 from rlgen.config import main, plain
 from rlgen.evaluation import as_dict, as_markdown, evaluate, table
-from rlgen.settings import RayConfig
+from rlgen.settings import MetricsConfig, RayConfig
 
 
 def run(config: Any) -> None:
@@ -22,7 +22,8 @@ def run(config: Any) -> None:
         read = samples.read(path)
         print(f"judging {len(read.crystals)} samples of {path}")
         found[str(path)] = evaluate(read.crystals, energy=energy, hull=config.hull, reference=known,
-                                    steps=config.relax_steps, workers=config.workers,
+                                    steps=config.relax_steps, real=config.real,
+                                    settings=MetricsConfig(**plain(config.metrics)), workers=config.workers,
                                     ray=RayConfig(**plain(config.ray)), seed=config.seed)
     Console().print(table(found))
     if config.output:

@@ -1,14 +1,13 @@
-"""Judges samples: valid, unique, novel, stable, and how diverse, each with its interval, over all samples drawn.
+"""Judges samples: sound, unique, novel, stable, and how diverse, each with its interval, over all samples drawn.
 
 Energies and novelty run in the reward pool, so that a crystal that kills its worker costs that crystal and no more.
-Novelty, uniqueness and diversity speak of the crystals as written, stability of the relaxed ones.
+Novelty, uniqueness and diversity speak of the crystals as written, stability of the relaxed ones. docs/evaluation.md
+has the definition and the source of every figure.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,21 +17,21 @@ from pymatgen.core import Structure
 
 from rewards.novelty import Novelty
 from rewards.stability import Stability
-from rlgen import metrics
+from rlgen import checks
+from rlgen.coverage import Real, coverage
 from rlgen.metrics import Estimate
 from rlgen.protostructure import read_label
-from rlgen.reference import Reference, duplicate_groups, protostructure_label
+from rlgen.reference import Reference, Tolerance, duplicate_groups, protostructure_label
 from rlgen.report import as_dict, as_markdown, table
-from rlgen.settings import RayConfig
-from rlgen.types import CrystalError, UserError
+from rlgen.settings import MetricsConfig, RayConfig
+from rlgen.summary import FIELD, failures, summarise
+from rlgen.types import Condition, CrystalError, UserError
 
 if TYPE_CHECKING:
     from rewards.base import Reward
 
 __all__ = ["Evaluation", "as_dict", "as_markdown", "describe", "evaluate", "failures", "summarise", "table"]
 
-#: Energies above the hull (eV/atom) up to which a crystal counts as metastable, and as stable.
-METASTABLE, STABLE = 0.1, 0.0
 #: A relaxation takes seconds and large cells many: small chunks and a patient limit, or slow crystals count as lost.
 JUDGING = RayConfig(chunk=4, timeout_s=900.0)
 #: Samples between two moves of the progress bar.
@@ -43,9 +42,10 @@ _BATCH = 64
 class Evaluation:
     """B judged samples.
 
-    samples: one row each: `formula`, `status`, `reason`, `valid`, `unique`, `novel`, `e_above_hull` that decides and
-    `e_above_hull_written` (eV/atom, NaN where not measured), `space_group`, `prototype`, `n_atoms` of the primitive
-    cell, `chemical_system`. summary: an estimate for every key of `rlgen.report.ROWS`. failures: how many samples were
+    samples: one row each: `formula`, `status`, `reason`, `valid`, `apart`, `radii_apart`, `neutral`, `unique`, `novel`,
+    `e_above_hull` that decides and `e_above_hull_written` (eV/atom, NaN where not measured), `displacement` (Å) from
+    where it relaxes to, `density` (g/cm³), `n_elements`, `space_group`, `prototype`, `n_atoms` of the primitive cell,
+    `chemical_system`, `covered`. summary: an estimate for keys of `rlgen.report.ROWS`. failures: how many samples were
     lost, by kind. notes: what judged, and how.
     """
 
@@ -64,6 +64,8 @@ def evaluate(
     relax: bool = True,
     fmax: float = 0.1,
     steps: int = 50,
+    real: str | None = None,
+    settings: MetricsConfig = FIELD,
     workers: int = 0,
     ray: RayConfig = JUDGING,
     seed: int = 0,
@@ -73,33 +75,69 @@ def evaluate(
 
     energy: the judging potential, which should not be the one that rewarded. hull: its hull's file, None: the one of
     its scale. relax: to forces below fmax (eV/Å) in at most `steps` FIRE steps; without it the energies as written
-    decide. workers, ray: as of `RewardPool`. seed: of the bootstrap.
+    decide. real: crystals whose distributions the samples are compared with (`Real.load`); None: they are not.
+    settings: what counts as what. workers, ray: as of `RewardPool`. seed: of the bootstrap.
     """
     if not crystals:
         raise UserError("there are no samples to evaluate")
-    notes = _judges(energy, hull, reference)
-    notes |= {"samples": len(crystals), "relaxed": relax, "fmax": fmax, "steps": steps}
+    tolerance = Tolerance(settings.ltol, settings.stol, settings.angle_tol)
+    notes = _judges(energy, hull, reference, tolerance)
+    notes |= {"samples": len(crystals), "relaxed": relax, "fmax": fmax, "steps": steps, "seed": seed}
+    notes |= {"definitions": vars(settings)}
+    others = None if real is None else Real.load(real)
     # Energies as written are shown, not paid for: they are measured however close atoms are.
     written = WrittenStability(energy=energy, hull=hull, mode="single_point", closest=0.0)
-    rewards: list[Reward] = [Novelty(reference), written]
+    rewards: list[Reward] = [Novelty(reference, tolerance.ltol, tolerance.stol, tolerance.angle_tol), written]
     if relax:
         rewards.append(Stability(energy=energy, hull=hull, mode="relax", fmax=fmax, steps=steps))
+        rewards.append(Displacement(energy, fmax, steps))
     scored = _score(crystals, rewards, workers, ray, progress)
-    scored["e_above_hull"] = scored["stability"] if relax else scored["stability_written"]
     judged = pd.DataFrame(
         {
             "formula": [c.composition.reduced_formula if isinstance(c, Structure) else None for c in crystals],
             "status": scored["status"],
             "reason": scored["reason"],
             "valid": scored["status"] != "invalid",
+            **_checked(crystals, settings),
             "novel": scored["novelty"] == 1,
-            "e_above_hull": scored["e_above_hull"],
+            "e_above_hull": scored["stability"] if relax else scored["stability_written"],
             "e_above_hull_written": scored["stability_written"],
+            "displacement": scored["displacement"] if relax else np.nan,
         }
     )
     valid = np.flatnonzero(judged["valid"])
     chosen = [c for c, keep in zip(crystals, judged["valid"], strict=True) if keep and isinstance(c, Structure)]
-    groups = duplicate_groups(chosen)
+    _describe_all(judged, valid, chosen, tolerance)
+    summary = summarise(judged, seed, settings)
+    if others is not None:
+        found, unlike = coverage(chosen, others, settings, progress)
+        judged["covered"] = False
+        judged.loc[valid[found.covered], "covered"] = True
+        notes |= {"real": others.name, "real_size": len(others.structures), "without_fingerprint": unlike}
+        summary |= found.estimates(judged, others, np.random.default_rng([seed, 1]))
+    return Evaluation(judged, summary, failures(judged), notes)
+
+
+def _checked(crystals: Sequence[Structure | CrystalError], settings: MetricsConfig) -> dict[str, list[bool]]:
+    """Which samples pass each of the field's checks, columns (B,); what cannot be decoded passes none."""
+
+    def passes(check: Callable[[Structure], bool]) -> list[bool]:
+        return [isinstance(crystal, Structure) and check(crystal) for crystal in crystals]
+
+    apart = passes(lambda s: checks.atoms_apart(s, settings.min_distance, settings.min_volume))
+    return {
+        "apart": apart,
+        "radii_apart": [
+            ok and isinstance(crystal, Structure) and checks.radii_apart(crystal, settings.radii)
+            for ok, crystal in zip(apart, crystals, strict=True)
+        ],
+        "neutral": passes(lambda s: checks.charge_neutral(s, settings.oxidation_states)),
+    }
+
+
+def _describe_all(judged: pd.DataFrame, valid: np.ndarray, chosen: Sequence[Structure], tolerance: Tolerance) -> None:
+    """Add what can be said of the valid crystals alone; of other samples it is missing."""
+    groups = duplicate_groups(chosen, tolerance=tolerance)
     judged["unique"] = False
     judged.loc[valid[np.unique(groups, return_index=True)[1]], "unique"] = True  # the first of each group
     sites = [describe(structure) for structure in chosen]
@@ -107,7 +145,8 @@ def evaluate(
     judged["prototype"] = pd.Series([site.prototype for site in sites], valid, dtype="string")
     judged["n_atoms"] = pd.Series([site.n_atoms for site in sites], valid, dtype="Int64")
     judged["chemical_system"] = pd.Series([structure.chemical_system for structure in chosen], valid, dtype="string")
-    return Evaluation(judged, summarise(judged, seed), failures(judged), notes)
+    judged["density"] = pd.Series([float(structure.density) for structure in chosen], valid, dtype=float)
+    judged["n_elements"] = pd.Series([len(structure.composition) for structure in chosen], valid, dtype="Int64")
 
 
 @dataclass(frozen=True)
@@ -117,14 +156,48 @@ class WrittenStability(Stability):
     name: ClassVar[str] = "stability_written"
 
 
-def _judges(energy: str, hull: str | None, reference: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Displacement:
+    """How far (Å) a crystal's atoms are from where they relax to; the relaxations are those that `Stability` left in
+    the cache."""
+
+    energy: str
+    fmax: float
+    steps: int
+
+    name: ClassVar[str] = "displacement"
+    unit: ClassVar[str] = "Å"
+    per_sample: ClassVar[bool] = True
+
+    def measure(self, structures: Sequence[Structure], conditions: Sequence[Condition]) -> np.ndarray:
+        return self.measure_with_reasons(structures, conditions)[0]
+
+    def measure_with_reasons(
+        self, structures: Sequence[Structure], conditions: Sequence[Condition]
+    ) -> tuple[np.ndarray, list[str]]:
+        """Raw values (B,), and why one is NaN ("" where it is not)."""
+        from rlgen.energies import cache, load_potential
+
+        results = cache.relaxations(structures, load_potential(self.energy), fmax=self.fmax, steps=self.steps)
+        raw = [
+            np.nan if result.structure is None else checks.displacement(structure, result.structure)
+            for structure, result in zip(structures, results, strict=True)
+        ]
+        return np.array(raw), [result.error or "" for result in results]
+
+    def transform(self, raw: np.ndarray) -> np.ndarray:
+        return np.exp(-np.asarray(raw, dtype=float))
+
+
+def _judges(energy: str, hull: str | None, reference: str, tolerance: Tolerance) -> dict[str, Any]:
     """What judges, in words; a wrong name is found here, before any work is done."""
     from rlgen.energies import load_potential
     from rlgen.hull import Hull
 
     scale = load_potential(energy).scale
     found = str(Hull.load(scale, hull))
-    return {"scale": scale, "hull": found, "reference": reference, "novelty": Reference.load(reference).method}
+    known = Reference.load(reference, tolerance).method
+    return {"scale": scale, "hull": found, "reference": reference, "novelty": known, "unique": str(tolerance)}
 
 
 def _score(
@@ -152,55 +225,6 @@ def _score(
     columns["status"] = np.concatenate([part.status for part in parts])
     columns["reason"] = np.array([reason for part in parts for reason in part.reason], dtype=object)
     return columns
-
-
-def summarise(samples: pd.DataFrame, seed: int = 0) -> dict[str, Estimate]:
-    """Estimates of `ROWS` from judged samples. Diversity and energies are of the valid samples, shares of all."""
-    rng = np.random.default_rng(seed)
-    valid, unique, novel = (samples[name].to_numpy(bool) for name in ("valid", "unique", "novel"))
-    above = samples["e_above_hull"].to_numpy(float)
-    metastable, stable = above <= METASTABLE, above <= STABLE  # NaN is neither
-    flags = {
-        "valid": valid,
-        "unique": unique,
-        "novel": novel,
-        "metastable": metastable,
-        "stable": stable,
-        "sun": metastable & unique & novel,
-        "sun_strict": stable & unique & novel,
-    }
-    summary = {name: metrics.share(values, rng) for name, values in flags.items()}
-    for name in ("e_above_hull_written", "e_above_hull"):
-        summary[name] = metrics.median(samples[name].to_numpy(float), rng)
-    elements = [tuple(one.split("-")) if isinstance(one, str) else () for one in samples["chemical_system"]]
-    summary["space_groups"] = metrics.diversity(_labels(samples["space_group"]), rng)
-    summary["elements"] = metrics.diversity(elements, rng)
-    summary["prototypes"] = metrics.diversity(_labels(samples["prototype"]), rng)
-    summary["n_atoms"] = metrics.mean(samples["n_atoms"].to_numpy(float), rng)
-    return summary
-
-
-def failures(samples: pd.DataFrame) -> dict[str, int]:
-    """Samples without a full judgement by kind, the most frequent first: "invalid: geometry", "stability: overlap"."""
-    kinds: Counter[str] = Counter()
-    for status, reason in zip(samples["status"], samples["reason"], strict=True):
-        if status == "invalid":
-            kinds[f"invalid: {kind(reason)}"] += 1
-        elif status == "failed":
-            for one in reason.split("; "):  # several rewards may have failed
-                reward, _, why = one.partition(": ")
-                kinds[f"{reward}: {kind(why)}"] += 1
-    return dict(kinds.most_common())
-
-
-def kind(reason: str) -> str:
-    """A reason without its details: what stands before the first colon, number or comma."""
-    return re.split(r"[:,]|\s*-?\d", reason)[0].strip() or "other"
-
-
-def _labels(column: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """One label for each sample, none where it is missing."""
-    return [() if pd.isna(label) else (label,) for label in column]
 
 
 @dataclass(frozen=True)

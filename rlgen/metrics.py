@@ -110,6 +110,69 @@ def diversity(
     return Estimate(value, max(1.0, low), high)
 
 
+def distinct(labels: Sequence[Hashable | None], rng: np.random.Generator, *, resamples: int = RESAMPLES) -> Estimate:
+    """How many different labels B samples carry, per 1,000 samples; None is no label, but a sample all the same.
+
+    As with a diversity, the interval is shifted by what resampling loses. It falls with the number of samples.
+    """
+    n = len(labels)
+    if n == 0:
+        return NOTHING
+    counts = Counter(labels)
+    unlabelled = counts.pop(None, 0)
+    shares = np.array([*counts.values(), unlabelled]) / n
+    parts = [rng.multinomial(n, shares, size=rows)[:, :-1] for rows in _rows(len(shares), resamples)]
+    drawn = np.concatenate([(part > 0).sum(axis=1) for part in parts]).astype(float)
+    value = float(len(counts))
+    low, high = _percentiles(drawn - drawn.mean() + value)
+    return Estimate(1000 * value / n, 1000 * max(0.0, low) / n, 1000 * high / n)
+
+
+def wasserstein(
+    values: Sequence[float] | np.ndarray,
+    real: Sequence[float] | np.ndarray,
+    rng: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """Earth mover's distance between the finite values (B,) and real ones (M,), in their own unit: ∫ |F − F_real| dx.
+
+    The interval is from resampling the values, and shifted by the distance that resampling adds.
+    """
+    finite = np.asarray(values, dtype=float)
+    finite, real = np.sort(finite[np.isfinite(finite)]), np.sort(np.asarray(real, dtype=float))
+    if len(finite) == 0 or len(real) == 0:
+        return NOTHING
+    grid = np.sort(np.concatenate([finite, real]))
+    below = np.searchsorted(finite, grid[:-1], side="right")
+    real_below = np.searchsorted(real, grid[:-1], side="right") / len(real)
+
+    def distance(counts: np.ndarray) -> np.ndarray:
+        """(R,) of how often each of the sorted values was drawn, (R, B)."""
+        reached = np.pad(counts.cumsum(axis=1), ((0, 0), (1, 0)))[:, below] / len(finite)
+        return np.abs(reached - real_below) @ np.diff(grid)
+
+    value = float(distance(np.ones((1, len(finite))))[0])
+    sizes = _rows(len(grid), resamples)
+    drawn = np.concatenate(
+        [distance(_counts(rng.integers(len(finite), size=(rows, len(finite))))) for rows in sizes]
+    )
+    low, high = _percentiles(drawn - drawn.mean() + value)
+    return Estimate(value, max(0.0, low), high)
+
+
+def within(a: np.ndarray, b: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each row of a (B, D) has a row of b (M, D) within the Euclidean cutoff, and the other way round."""
+    from scipy.spatial.distance import cdist
+
+    near_a, near_b = np.zeros(len(a), dtype=bool), np.zeros(len(b), dtype=bool)
+    for start in range(0, len(a), 1000):
+        close = cdist(a[start : start + 1000], b) <= cutoff
+        near_a[start : start + 1000] = close.any(axis=1)
+        near_b |= close.any(axis=0)
+    return near_a, near_b
+
+
 def _exp_entropy(counts: np.ndarray) -> np.ndarray:
     """Exp-entropy (R,) of counts (R, C); a count of 0 adds nothing."""
     shares = counts / counts.sum(axis=1, keepdims=True)

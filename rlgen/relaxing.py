@@ -18,11 +18,11 @@ from pymatgen.core import Structure
 from rlgen.energies import load_potential
 from rlgen.energies.cache import relaxations
 from rlgen.energies.relax import Relaxation
-from rlgen.evaluation import kind
 from rlgen.hull import Hull, HullError
 from rlgen.progress import progress_bar
 from rlgen.reward_pool import RewardPool
 from rlgen.settings import RayConfig
+from rlgen.summary import kind
 from rlgen.types import Condition, CrystalError, UserError
 
 Mode = Literal["full", "positions", "single_point"]

@@ -7,28 +7,41 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rlgen.metrics import Estimate
+from rlgen.metrics import NOTHING, Estimate
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from rlgen.evaluation import Evaluation
 
-#: What the report shows, in order: key -> (label, kind); kinds: share, number (spread or size), energy (eV/atom).
+#: What the report shows, in order: key -> (label, kind); kinds: share, number (spread or size), fine (three digits).
+#: {…} is a number of the definitions that judged.
 ROWS: dict[str, tuple[str, str]] = {
     "valid": ("valid", "share"),
+    "apart": ("atoms {min_distance:g} Å apart", "share"),
+    "radii_apart": ("atoms {radii:g} of their radii apart", "share"),
+    "neutral": ("charge neutral (SMACT, {oxidation_states})", "share"),
     "unique": ("unique", "share"),
     "novel": ("novel", "share"),
-    "metastable": ("metastable (≤ 0.1 eV/atom)", "share"),
-    "stable": ("stable (≤ 0 eV/atom)", "share"),
-    "sun": ("S.U.N. (≤ 0.1 eV/atom)", "share"),
-    "sun_strict": ("S.U.N. (≤ 0 eV/atom)", "share"),
-    "e_above_hull_written": ("energy above hull as written, median (eV/atom)", "energy"),
-    "e_above_hull": ("energy above hull relaxed, median (eV/atom)", "energy"),
+    "metastable": ("metastable (≤ {metastable:g} eV/atom)", "share"),
+    "stable": ("stable (≤ {stable:g} eV/atom)", "share"),
+    "sun": ("S.U.N. (≤ {metastable:g} eV/atom)", "share"),
+    "sun_strict": ("S.U.N. (≤ {stable:g} eV/atom)", "share"),
+    "msun": ("metastable S.U.N., without the stable", "share"),
+    "e_above_hull_written": ("energy above hull as written, median (eV/atom)", "fine"),
+    "e_above_hull": ("energy above hull relaxed, median (eV/atom)", "fine"),
+    "displacement": ("RMSD to the relaxed crystal, mean (Å)", "fine"),
     "space_groups": ("space groups, exp-entropy", "number"),
     "elements": ("elements, exp-entropy", "number"),
+    "sizes": ("sizes of cells, exp-entropy", "number"),
     "prototypes": ("prototypes, exp-entropy", "number"),
+    "distinct_prototypes": ("distinct prototypes per 1,000 samples", "number"),
+    "sun_prototypes": ("distinct S.U.N. prototypes per 1,000 samples", "number"),
     "n_atoms": ("atoms per primitive cell, mean", "number"),
+    "density_distance": ("density, distance from real crystals (g/cm³)", "fine"),
+    "elements_distance": ("number of elements, distance from real crystals", "fine"),
+    "cov_precision": ("covered by real crystals (COV-P)", "share"),
+    "cov_recall": ("real crystals covered (COV-R)", "share"),
 }
 
 
@@ -79,6 +92,9 @@ def notes(evaluations: Mapping[str, Evaluation]) -> list[str]:
         lines.append("diversities grow with the number of samples: these are not of equal numbers")
     lines += _each("energies", evaluations, _energy_note)
     lines += _each("novel", evaluations, lambda one: f"not found by {one.notes['novelty']}")
+    lines += _each("unique", evaluations, lambda one: f"the first of those that {one.notes['unique']} takes for one")
+    if any("real" in one.notes for one in evaluations.values()):
+        lines += _each("real crystals", evaluations, _real_note)
     lines += _each("lost", evaluations, lambda one: ", ".join(f"{n} × {k}" for k, n in one.failures.items()) or "none")
     return lines
 
@@ -90,6 +106,14 @@ def _energy_note(one: Evaluation) -> str:
     return f"{one.notes['scale']} and a hull of {one.notes['hull']}; crystals {how}"
 
 
+def _real_note(one: Evaluation) -> str:
+    if "real" not in one.notes:
+        return "none"
+    without = one.notes["without_fingerprint"]
+    lost = f"; {without} samples cannot be compared, as no neighbours of their atoms are found" if without else ""
+    return f"{one.notes['real_size']:,} of {one.notes['real']}; COV-R is a share of these{lost}"
+
+
 def _each(what: str, evaluations: Mapping[str, Evaluation], say: Callable[[Evaluation], str]) -> list[str]:
     """One line if all evaluations say the same, else one for each."""
     said = {name: say(one) for name, one in evaluations.items()}
@@ -99,6 +123,9 @@ def _each(what: str, evaluations: Mapping[str, Evaluation], say: Callable[[Evalu
 
 
 def _cells(evaluations: Mapping[str, Evaluation]) -> Iterable[tuple[str, list[str]]]:
-    show = {"share": Estimate.percent, "number": Estimate.number, "energy": lambda estimate: estimate.number(3)}
+    show = {"share": Estimate.percent, "number": Estimate.number, "fine": lambda estimate: estimate.number(3)}
+    definitions = [one.notes["definitions"] for one in evaluations.values()]
     for key, (label, kind) in ROWS.items():
-        yield label, [show[kind](one.summary[key]) for one in evaluations.values()]
+        if any(key in one.summary for one in evaluations.values()):
+            shown = " / ".join(dict.fromkeys(label.format(**numbers) for numbers in definitions))
+            yield shown, [show[kind](one.summary.get(key, NOTHING)) for one in evaluations.values()]

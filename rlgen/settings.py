@@ -206,6 +206,23 @@ class SampleConfig:
 
 
 @dataclass
+class MetricsConfig:
+    """What counts as what in an evaluation: docs/evaluation.md has the source of each number."""
+
+    min_distance: float = 0.5
+    min_volume: float = 0.1
+    radii: float = 0.6
+    oxidation_states: str = "icsd24"
+    ltol: float = 0.2
+    stol: float = 0.3
+    angle_tol: float = 5.0
+    stable: float = 0.0
+    metastable: float = 0.1
+    cov_structure: float = 0.4
+    cov_composition: float = 10.0
+
+
+@dataclass
 class EvaluateConfig:
     """Settings of `python -m rlgen.evaluate`."""
 
@@ -215,6 +232,8 @@ class EvaluateConfig:
     energy: str = "auto"
     hull: str | None = None
     data: str = "shipped"
+    real: str | None = "shipped"
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     relax_steps: int = 100
     workers: int = 2
     ray: RayConfig = field(default_factory=RayConfig)
@@ -257,7 +276,8 @@ LEAST: dict[str, float] = (
     | dict.fromkeys(("seed", "threads", "workers", "warmup", "sample_every", "evaluate", "learning_rate",
                      "value_learning_rate", "weight_decay", "max_grad_norm", "relax_steps", "epsilon_high", "beta",
                      "entropy_coef", "lora_rank", "lora_alpha", "power", "quota", "memory_mb", "cpus_per_worker",
-                     "gpus_per_worker"), 0)
+                     "gpus_per_worker", "min_distance", "min_volume", "radii", "ltol", "stol", "angle_tol",
+                     "cov_structure", "cov_composition"), 0)
     | {"temperature": 1e-3, "target_kl": 1e-6, "cliprange_value": 1e-6, "timeout_s": 0.1, "start_timeout_s": 0.1,
        "fmax": 1e-4, "seconds": 1e-3}
 )

@@ -41,6 +41,8 @@ def test_every_sample_stays_in_the_denominator(judged):
     assert len(samples) == 6 and judged.notes["samples"] == 6
     assert samples["valid"].tolist() == [True, False, True, False, True, True]
     assert judged.summary["valid"].value == pytest.approx(4 / 6)
+    assert samples["apart"].tolist() == samples["radii_apart"].tolist() == samples["valid"].tolist()
+    assert samples["neutral"].tolist() == [True, False, True, True, True, True]
     assert samples["status"].tolist()[1] == samples["status"].tolist()[3] == "invalid"
     assert samples["reason"][1] == "parse: ends early"
     assert judged.failures["invalid: parse"] == 1
@@ -60,14 +62,18 @@ def test_known_crystals_are_not_novel(judged):
 def test_energies_above_the_hull(judged):
     above, written = judged.samples["e_above_hull"], judged.samples["e_above_hull_written"]
     assert above[0] == pytest.approx(0, abs=0.02) and above[2] == pytest.approx(above[0], abs=0.005)
-    assert above[4] > evaluation.METASTABLE
+    assert above[4] > 0.1
     assert above[5] < 0.05 and written[5] > above[5] + 0.02  # relaxation brings it back
     assert above[[1, 3]].isna().all() and written[[1, 3]].isna().all()
     assert judged.summary["metastable"].value == pytest.approx(3 / 6)
     assert judged.notes["scale"].startswith("chgnet")
+    moved = judged.samples["displacement"]
+    assert moved[0] < 0.02 < moved[5] and moved[[1, 3]].isna().all()
+    assert judged.summary["displacement"].value == pytest.approx(moved.mean())
 
 
 def test_symmetry_and_size(judged):
+    assert judged.samples["n_elements"][0] == 2 and judged.samples["density"][0] == pytest.approx(2.11, abs=0.01)
     assert judged.samples["space_group"][0] == 225 and pd.isna(judged.samples["space_group"][1])
     assert judged.samples["n_atoms"][0] == 2 == judged.samples["n_atoms"][2]
     assert judged.samples["prototype"][0] == judged.samples["prototype"][4] == "AB_cF8_225_a_b"
@@ -95,7 +101,8 @@ def test_reports(judged):
 def samples_table(**columns):
     n = len(columns["e_above_hull"])
     default = {
-        "status": ["ok"] * n, "reason": [""] * n, "valid": True, "unique": True, "novel": True,
+        "status": ["ok"] * n, "reason": [""] * n, "valid": True, "unique": True, "novel": True, "apart": True,
+        "radii_apart": True, "neutral": True, "displacement": [0.1] * n,
         "e_above_hull_written": [math.nan] * n, "space_group": pd.array([225] * n, dtype="Int64"),
         "prototype": ["A"] * n, "n_atoms": pd.array([2] * n, dtype="Int64"), "chemical_system": ["Cl-Na"] * n,
     }  # fmt: skip
@@ -113,6 +120,8 @@ def test_sun_needs_all_three():
     assert summary["stable"].value == pytest.approx(2 / 8)
     assert summary["sun"].value == pytest.approx(4 / 8)
     assert summary["sun_strict"].value == pytest.approx(2 / 8)
+    assert summary["msun"].value == pytest.approx(2 / 8)
+    assert summary["distinct_prototypes"].value == summary["sun_prototypes"].value == pytest.approx(1000 / 8)
     assert summary["e_above_hull"].value == pytest.approx(0.05)
     assert summary["space_groups"].value == pytest.approx(1)
     assert evaluation.summarise(table)["sun"] == summary["sun"]  # the bootstrap is seeded

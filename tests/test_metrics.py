@@ -111,3 +111,44 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     whole = metrics.mean(values, rng(1))
     monkeypatch.setattr(metrics, "_CHUNK", 1000)
     assert metrics.mean(values, rng(1)) == whole
+
+
+def test_distinct_labels_per_thousand_samples():
+    rng = np.random.default_rng(0)
+    labels = ["a"] * 10 + ["b"] * 5 + ["c"] + [None] * 4
+    found = metrics.distinct(labels, rng)
+    assert found.value == pytest.approx(3 / 20 * 1000) and 100 <= found.low < found.value < found.high <= 200
+    assert metrics.distinct([None] * 5, rng).value == 0
+    assert math.isnan(metrics.distinct([], rng).value)
+
+
+def test_distance_of_distributions():
+    from scipy.stats import wasserstein_distance
+
+    rng = np.random.default_rng(0)
+    values, real = rng.normal(size=200), rng.normal(0.5, 1.3, size=150)
+    found = metrics.wasserstein([*values, np.nan], real, rng)
+    assert found.value == pytest.approx(wasserstein_distance(values, real))
+    assert 0 < found.low < found.value < found.high < 2 * found.value
+    assert metrics.wasserstein([1.0, 1.0], [3.0], rng).value == pytest.approx(2)
+    assert metrics.wasserstein([1, 2, 3], [3, 2, 1], rng).value == pytest.approx(0)
+    assert math.isnan(metrics.wasserstein([np.nan], [1.0], rng).value)
+
+
+def test_the_interval_of_a_distance_covers_it():
+    """Of many samples of one distribution about 95 % of the intervals hold the distance of that distribution."""
+    rng = np.random.default_rng(1)
+    real = np.linspace(-2, 2, 401)
+    hits = 0
+    for _ in range(200):
+        found = metrics.wasserstein(rng.uniform(-1, 3, 100), real, rng, resamples=300)
+        hits += found.low <= 1 <= found.high  # shifted by 1
+    assert 180 <= hits <= 200
+
+
+def test_within_looks_both_ways():
+    a, b = np.array([[0.0, 0], [5, 5], [9, 9]]), np.array([[0.5, 0], [9, 8]])
+    near_a, near_b = metrics.within(a, b, 1.0)
+    assert near_a.tolist() == [True, False, True] and near_b.tolist() == [True, True]
+    near_a, near_b = metrics.within(np.repeat(a, 700, axis=0), b, 0.6)
+    assert near_a.sum() == 700 and near_b.tolist() == [True, False]
