@@ -281,6 +281,7 @@ def main(verb: str, run: Any) -> None:
         print(f"rlgen.{verb}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        how = "when it is called again" if verb == "hull" else "from its last checkpoint with resume=FOLDER"
+        again = verb in ("hull", "annotate")
+        how = "when it is called again" if again else "from its last checkpoint with resume=FOLDER"
         print(f"rlgen.{verb}: interrupted; a run goes on {how}", file=sys.stderr)
         raise SystemExit(130) from None

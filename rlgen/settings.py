@@ -254,6 +254,22 @@ class HullConfig:
 
 
 @dataclass
+class AnnotateConfig:
+    """Settings of `python -m rlgen.annotate`."""
+
+    data: str = "???"
+    output: str = "???"
+    columns: str = "e_above_hull,band_gap"
+    functions: dict[str, Any] = field(default_factory=dict)
+    energy: str = "auto"
+    hull: str | None = None
+    limit: int | None = None
+    workers: int = 2
+    ray: RayConfig = field(default_factory=RayConfig)
+    checkpoint_every: int = 256
+
+
+@dataclass
 class RelaxConfig:
     """Settings of `python -m rlgen.relax`."""
 
@@ -287,7 +303,7 @@ SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "property_dro
           "prompts.element")
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig,
-           "hull": HullConfig, "relax": RelaxConfig}
+           "hull": HullConfig, "relax": RelaxConfig, "annotate": AnnotateConfig}
 #: What a resumed run may be given anew without more ado: it changes how a run goes, not what it learns.
 FREE = {"pretrain": ("checkpoint_every", "sample_every", "samples"),
         "finetune": ("steps", "workers", "checkpoint_every", "evaluate", "relax_steps", "judge", "ray.address",
