@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from pymatgen.core import Composition, Structure
 
-from rlgen.conditions import Category, Transform, read
+from rlgen.conditions import SYSTEM, Category, Transform, known, read
 from rlgen.predictors import Predictor, predictor_of
-from rlgen.properties import CRYSTAL_SYSTEMS, PROPERTIES
+from rlgen.properties import PROPERTIES
 from rlgen.protostructure import MIRRORED
 from rlgen.types import Condition, UserError
 
@@ -102,7 +102,7 @@ class ConditionMatch:
         reasons: list[str] = [""] * count
         columns: dict[str, np.ndarray] = {}
         for name in sorted({name for condition in conditions for name in condition if self._counts(name)}):
-            rows = [i for i in range(count) if conditions[i].get(name) is not None]
+            rows = [i for i in range(count) if known(conditions[i].get(name))]
             asked = [conditions[i][name] for i in rows]
             some = [structures[i] for i in rows]
             match = columns[f"match_{name}"] = np.full(count, np.nan)
@@ -130,13 +130,9 @@ class ConditionMatch:
             return math.nan
         if name == "space_group":
             return float(MIRRORED.get(int(value), int(value)) == MIRRORED.get(int(asked), int(asked)))
-        if name == "crystal_system":
-            if asked not in CRYSTAL_SYSTEMS:
-                raise UserError(f"crystal_system={asked}: known are {', '.join(CRYSTAL_SYSTEMS)}")
-            return float(CRYSTAL_SYSTEMS[int(value)] == asked)
-        scale = read(self.scales).get(name)
+        scale = SYSTEM if name == "crystal_system" else read(self.scales).get(name)
         if isinstance(scale, Category):
-            return float(int(value) == scale.index(asked))
+            return float(int(value) == (scale.index(asked) if isinstance(asked, str) else int(asked)))
         return self._met(name, value, float(asked), scale)
 
     def _met(self, name: str, value: float, target: float, scale: Transform | None) -> float:

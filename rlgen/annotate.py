@@ -24,13 +24,13 @@ from rlgen.config import main, plain
 from rlgen.data import Dataset, Record, load
 from rlgen.data.cache import write_aside
 from rlgen.data.mp20 import SPLITS, split_files
-from rlgen.evaluation import kind
 from rlgen.hull.build import key_of
 from rlgen.predictors import predictor_of
 from rlgen.progress import progress_bar
 from rlgen.reward_pool import RewardPool
 from rlgen.samples import to_cif
 from rlgen.settings import RayConfig
+from rlgen.summary import kind
 from rlgen.types import Condition, UserError
 
 PUBLISHED = "published"

@@ -72,6 +72,14 @@ def make_rewards(config: Any) -> tuple[list, Any]:
     return [make(name, **parameters.get(name, {})) for name in expression.names], expression
 
 
+def tell_scales(config: Any, policy: CrystalPolicy) -> None:
+    """The condition reward measures distances on the scales on which the policy is told what is asked."""
+    told = {name: scale.to_dict() for name, scale in policy.representation.conditions.items()}
+    if told:
+        given = plain(config.reward.condition)
+        config.reward.condition = given | {"scales": told | given.get("scales", {})}
+
+
 def resolve_energies(config: Any) -> None:
     """Settle `energy` and `judge` to the potentials that will be used. The judge is the other one where there is."""
     config.energy = energies.resolve(config.energy)

@@ -21,7 +21,7 @@ from policies.model import CrystalPolicy
 from rlgen import algorithms, checkpoint, processes, samples
 from rlgen.comparison import compare
 from rlgen.config import changes_of, device_of, main, plain, resumed
-from rlgen.experience import Collector, make_rewards, resolve_energies
+from rlgen.experience import Collector, make_rewards, resolve_energies, tell_scales
 from rlgen.likelihood import nll, real_crystals
 from rlgen.pipeline import Pipeline
 from rlgen.progress import describe, log_step, progress_bar
@@ -43,6 +43,7 @@ def run(config: Any) -> None:
     resolve_energies(config)
     output, started = Path(config.output), time.monotonic()
     policy, prompts = CrystalPolicy.load(config.policy, config.representation)
+    tell_scales(config, policy)
     rewards = [str(make_rewards(stage.config)[1]) for stage in Stages(config).stages]
     first = 0 if last is None else checkpoint.step_of(last)
     with (processes.only_first_speaks(output) as folder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from toy_rewards import rocksalt, rocksalts
 from rewards import make
 from rewards.condition import ConditionMatch
 from rlgen import tracking
-from rlgen.properties import CRYSTAL_SYSTEMS, PROPERTIES, measure
+from rlgen.conditions import CRYSTAL_SYSTEMS
+from rlgen.properties import PROPERTIES, measure
 from rlgen.reward_pool import RewardPool
 from rlgen.types import UserError
 
@@ -57,7 +59,7 @@ def test_a_number_is_met_within_its_tolerance_and_halves_with_every_width():
         ({"elements": "Na-Cl-K"}, 1), ({"elements": ["Na", "K"]}, 0), ({"elements": "Na"}, 0),
         ({"chemical_system": "Cl-Na"}, 1), ({"chemical_system": "Na-Cl-K"}, 0),
         ({"n_atoms": 2}, 1), ({"n_atoms": 4}, 0.5), ({"n_elements": 3}, 0.5),
-        ({}, 1), ({"max_atoms": 2, "neutral": True}, 1), ({"space_group": None}, 1),
+        ({}, 1), ({"density": math.nan}, 1), ({"max_atoms": 2, "neutral": True}, 1), ({"space_group": None}, 1),
     ],
 )  # fmt: skip
 def test_rock_salt_meets_or_misses(condition, met):
@@ -176,7 +178,7 @@ def test_a_function_of_the_users_own():
         ({}, {"hardness": 9}, r"nothing here gives.*'hardness'.*reward.condition.functions.hardness="),
         ({"functions": {"x": "no.such:f"}}, {"x": 1}, r"no.such:f' cannot be imported"),
         ({"functions": {"x": "test_condition:length_of"}}, {"x": 1}, r"reward.condition.width.x="),
-        ({}, {"crystal_system": "cube"}, "known are triclinic"),
+        ({}, {"crystal_system": "cube"}, "'cube' is not one of triclinic"),
         ({"combine": "max"}, {}, "known are mean, geometric"),
         ({"width": {"density": 0}}, {}, "width.density=0: must be above 0"),
         ({"tolerance": {"density": -1}}, {}, "tolerance.density=-1: must be at least 0"),
@@ -202,6 +204,23 @@ def test_the_settings_of_a_run_reach_it():
     reward = make_rewards(config)[0][0]
     expected = {"width": {"density": 0.5}, "functions": {"x": "my.module:f"}, "energy": "chgnet"}
     assert reward == ConditionMatch(["density"], **expected)
+
+
+def test_distances_are_on_the_scales_that_the_policy_is_told():
+    from types import SimpleNamespace
+
+    from policies.representations import make as make_representation
+    from rlgen.config import load
+    from rlgen.experience import make_rewards, tell_scales
+
+    scale = {"kind": "log", "low": 0.1, "high": 100.0, "bins": 8}
+    policy: Any = SimpleNamespace(representation=make_representation("atoms", conditions={"x": scale, "y": scale}))
+    config = load("finetune", ["reward=condition", "energy=chgnet"])
+    config.reward.condition = {"scales": {"y": scale | {"high": 5.0}}}
+    tell_scales(config, policy)
+    reward = make_rewards(config)[0][0]
+    assert reward.scales == {"x": scale, "y": scale | {"high": 5.0}}
+    assert reward.match("x", 1.0, 1.0) == 1 and reward.match("x", 10.0, 1.0) < 0.2
 
 
 def test_energy_above_hull_is_that_of_the_potential():
