@@ -16,12 +16,12 @@ from policies.prompts import PromptTable
 from policies.sampler import decode, sample
 from rlgen import samples, tracking
 from rlgen.config import plain
-from rlgen.evaluation import as_dict, as_markdown, evaluate, table
+from rlgen.evaluation import Evaluation, as_dict, as_markdown, evaluate, table
 from rlgen.settings import RayConfig
 from rlgen.tracking import Run
 
 
-def compare(config: Any, trained: CrystalPolicy, prompts: PromptTable, log: Run) -> None:
+def compare(config: Any, trained: CrystalPolicy, prompts: PromptTable, log: Run) -> dict[str, Evaluation]:
     """Judge fresh samples of the pretrained and the fine-tuned policy, drawn for the same fresh prompts."""
     rng = np.random.default_rng([config.seed, 5])
     conditions = prompts.sample(config.evaluate, rng)
@@ -49,3 +49,4 @@ def compare(config: Any, trained: CrystalPolicy, prompts: PromptTable, log: Run)
         json.dumps(as_dict(found), indent=1) + "\n",
         encoding="utf-8")
     Console().print(table(found))
+    return found

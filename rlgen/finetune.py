@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from policies.model import CrystalPolicy
 from rlgen import algorithms, checkpoint, processes, samples
+from rlgen.card import write_finetuned
 from rlgen.comparison import compare
 from rlgen.config import changes_of, device_of, main, plain, resumed
 from rlgen.experience import Collector, make_rewards, resolve_energies, tell_scales
@@ -69,8 +70,8 @@ def run(config: Any) -> None:
             return
         trained.save_pretrained(output / "policy")
         prompts.save(output / "policy")
-        if config.evaluate:
-            compare(config, trained, prompts, log)
+        judged = compare(config, trained, prompts, log) if config.evaluate else {}
+        write_finetuned(output / "policy", config, sum(p.numel() for p in trained.parameters()), judged)
         notes = "".join(f"{note}\n" for note in log.notes())
     print(f"\n{notes}in {(time.monotonic() - started) / 60:.1f} minutes\nrun:         {output}\npolicy:      "
           f"{output / 'policy'}\nsamples:     {output / samples.TABLE}\nTensorBoard: tensorboard --logdir {output}\n"

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from policies.model import CrystalPolicy
 from policies.representations import make
 from policies.sampler import decode, sample
-from rlgen import checkpoint, data
+from rlgen import card, checkpoint, data
 from rlgen.config import architecture, device_of, main, plain, resumed
 from rlgen.encoded import Encoded, encode
 from rlgen.labels import labels, scales
@@ -239,19 +239,21 @@ def _finish(config: Any, trainer: Trainer, train: Encoded, val: Encoded, device:
     per_crystal, per_atom = nll(best, val)
     found = {"validation NLL (nats per crystal)": f"{per_crystal:.2f}",
              "validation NLL (nats per atom)": f"{per_atom:.3f}"}
+    shares: dict[str, float] = {}
     if reference is not None:
-        shares = sample_metrics(best, train, CARD_SAMPLES, reference, config.seed)
-        found |= {f"{name.split('/')[1]}, of {CARD_SAMPLES} samples": f"{value:.1%}" for name, value in shares.items()}
-    write_card(output / "policy", config, trainer, len(train), len(val), found)
+        measured = sample_metrics(best, train, CARD_SAMPLES, reference, config.seed)
+        shares = {name.split("/")[1]: value for name, value in measured.items()}
+        found |= {f"{name}, of {CARD_SAMPLES} samples": f"{value:.1%}" for name, value in shares.items()}
+    write_card(output / "policy", config, trainer, len(train), len(val), found, shares)
     print(f"{ended or 'all steps done'}: validation NLL {per_crystal:.2f} nats per crystal, {per_atom:.3f} per atom "
           f"(all {len(val)} crystals, step {trainer.best_step})\n"
           f"policy:      {output / 'policy'}\nTensorBoard: tensorboard --logdir {output}\n"
           f"next:        python -m rlgen.finetune policy={output / 'policy'}")
 
 
-def write_card(folder: Path, config: Any, trainer: Trainer, crystals: int, held_out: int, found: dict[str, str]
-               ) -> None:
-    """README.md of a policy: how it was made, and what was measured of it."""
+def write_card(folder: Path, config: Any, trainer: Trainer, crystals: int, held_out: int, found: dict[str, str],
+               shares: dict[str, float]) -> None:
+    """README.md of a policy: how it was made, and what was measured of it; shares are its figures for the Hub."""
     sizes = architecture(config.policy)
     recipe = {k: config[k] for k in ("steps", "batch", "learning_rate", "warmup", "decay", "weight_decay", "ema",
                                      "max_grad_norm", "condition_dropout", "seed")}
@@ -275,7 +277,7 @@ def write_card(folder: Path, config: Any, trainer: Trainer, crystals: int, held_
     text += "".join(f"| {name} | {value} |\n" for name, value in found.items())
     text += "\nRecipe, for `python -m rlgen.pretrain`:\n\n```text\n"
     text += "\n".join(f"{k}={v}" for k, v in {"data": config.data, **recipe}.items()) + "\n```\n"
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    card.write(folder, text, str(config.data), shares)
 
 
 if __name__ == "__main__":

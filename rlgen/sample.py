@@ -15,11 +15,13 @@ from policies.prompts import PromptTable
 from policies.sampler import decode, sample
 from rlgen import samples
 from rlgen.config import device_of, main, plain
+from rlgen.formats import chosen
 from rlgen.infill import infill
 from rlgen.types import CrystalError, UserError
 
 
 def run(config: Any) -> None:
+    chosen(config.formats)  # a mistake is found before any work is done
     policy, prompts = CrystalPolicy.load(config.policy, config.representation)
     policy.to(device_of(config.device))  # type: ignore[arg-type]
     generator = torch.Generator(policy.device).manual_seed(config.seed)
@@ -30,11 +32,11 @@ def run(config: Any) -> None:
         crystals, columns = _completed(config, policy, generator)
     else:
         crystals, columns = _drawn(config, policy, prompts, generator)
-    samples.write(config.output, crystals, columns)
+    samples.write(config.output, crystals, columns, config.formats)
     failed = sum(isinstance(c, CrystalError) for c in crystals)
     rate = config.n / (time.monotonic() - started)
     print(f"{config.n} samples, {config.n - failed} crystals, {rate:.0f} per second\n"
-          f"{config.output}: cif/, samples.extxyz, samples.parquet\n"
+          f"{config.output}: {samples.TABLE}, {config.formats}\n"
           f"next: python -m rlgen.evaluate input={config.output}")
 
 

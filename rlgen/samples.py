@@ -1,35 +1,30 @@
-"""The samples table: every crystal drawn, the undecodable ones too, as CIF files, extxyz and Parquet.
+"""The samples table: every crystal drawn, the undecodable ones too, as Parquet, and beside it files for other tools.
 
 Whatever cannot be read back stays in the table as a `CrystalError`, because every metric is over all samples drawn.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import pandas as pd
 from pymatgen.core import DummySpecies, Structure
-from pymatgen.io.ase import AseAtomsAdaptor
-from pymatgen.io.cif import CifWriter
 
+from rlgen import formats as files
+from rlgen.formats import FORMATS, Crystal, to_cif
 from rlgen.types import CrystalError, FailureKind, UserError
 
-if TYPE_CHECKING:
-    from ase import Atoms
-
 TABLE = "samples.parquet"
-FRAMES = "samples.extxyz"
-FOLDER = "cif"
+FOLDER = FORMATS["cif"].name
 #: Where a run keeps the samples of each step until they are merged.
 PARTS = "samples"
 #: A folder of this name says that a write was cut off.
@@ -41,8 +36,10 @@ _TABLES: dict[str, Callable[..., pd.DataFrame]] = {
 }
 _FRAMES = (".extxyz", ".xyz")
 _FILES = (".cif", ".poscar", ".vasp", ".contcar")
-
-Crystal = Structure | CrystalError
+_DATABASE, _JSON = ".db", ".json"
+_KNOWN = [*_TABLES, *_FRAMES, *_FILES, _DATABASE, _JSON]
+#: Columns that may hold a CIF: ours, and LeMat-GenBench's.
+_CIFS = ("cif", "cif_string")
 
 
 @dataclass
@@ -78,39 +75,40 @@ def write(
     directory: Path | str,
     crystals: Sequence[Crystal],
     columns: Mapping[str, Sequence[Any] | np.ndarray] | None = None,
+    formats: str = "cif,extxyz",
 ) -> Path:
-    """Write `cif/000000.cif…` (named by sample), `samples.extxyz` and `samples.parquet`; replaces earlier samples.
+    """Write `samples.parquet`, and beside it the `rlgen.formats.FORMATS` asked for; replaces earlier samples.
 
     columns: further columns (B,) of the Parquet table. Everything is written aside and renamed; a reader refuses a
     folder in which that was cut off.
     """
+    wanted = files.chosen(formats)
     table = frame(crystals, columns)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     aside = directory / f"{_UNFINISHED}{uuid.uuid4().hex[:8]}"
-    (aside / FOLDER).mkdir(parents=True)
+    aside.mkdir()
     try:
-        for index, cif in zip(table["index"], table["cif"], strict=True):
-            if isinstance(cif, str):
-                (aside / FOLDER / f"{index:06d}.cif").write_text(cif, encoding="utf-8")
-        _write_frames(aside / FRAMES, crystals)
+        for one in wanted:
+            one.write(aside / one.name, crystals)
         table.to_parquet(aside / TABLE, index=False)
     except BaseException:
         shutil.rmtree(aside)  # nothing was replaced yet
         raise
     for stale in [path for path in directory.glob(f"{_UNFINISHED}*") if path != aside]:
         shutil.rmtree(stale)
-    for name in (FOLDER, FRAMES, TABLE):
+    for name in (*(one.name for one in FORMATS.values()), TABLE):
         if (directory / name).exists():
             (directory / name).rename(aside / f"old-{name}")
-        (aside / name).rename(directory / name)
+        if (aside / name).exists():
+            (aside / name).rename(directory / name)
     shutil.rmtree(aside)
     return directory
 
 
 def read(path: Path | str) -> SampleTable:
     """Samples from a folder that `write` or a run filled, a folder of CIF/POSCAR files, a table with a `cif` column
-    (Parquet, CSV, JSONL) or an extxyz file. UserError if there is nothing usable."""
+    (Parquet, CSV, JSONL), an extxyz file, ASE's database or pymatgen's JSON. UserError if there is nothing usable."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
@@ -118,37 +116,16 @@ def read(path: Path | str) -> SampleTable:
         warnings.simplefilter("ignore")  # pymatgen warns about every rounded coordinate
         samples = _read_folder(path) if path.is_dir() else _read_file(path)
     if not samples.crystals:
-        raise UserError(f"{path}: holds no samples (looked for {', '.join([*_TABLES, *_FRAMES, *_FILES])})")
+        raise UserError(f"{path}: holds no samples (looked for {', '.join(_KNOWN)})")
     if not any(isinstance(crystal, Structure) for crystal in samples.crystals):
         first = samples.crystals[0]
         raise UserError(f"{path}: none of {len(samples.crystals)} samples is a crystal; the first: {first}")
     return samples
 
 
-def to_cif(structure: Structure) -> str:
-    """The structure as written, in P1, to 8 digits."""
-    return str(CifWriter(structure, significant_figures=8))
-
-
 def from_cif(text: str) -> Crystal:
     """One crystal from a CIF, or why there is none."""
     return _parse(lambda cif: Structure.from_str(cif, fmt="cif"), text)
-
-
-def _write_frames(path: Path, crystals: Sequence[Crystal]) -> None:
-    from ase.io import write as write_atoms
-
-    frames = []
-    for index, crystal in enumerate(crystals):
-        if isinstance(crystal, Structure):
-            bare = Structure(crystal.lattice, crystal.species, crystal.frac_coords)
-            atoms = AseAtomsAdaptor.get_atoms(bare, msonable=False)
-            atoms.info = {"index": index, "formula": crystal.composition.reduced_formula}
-            frames.append(atoms)
-    if frames:
-        write_atoms(path, frames, format="extxyz")
-    else:
-        path.touch()
 
 
 def _read_folder(folder: Path) -> SampleTable:
@@ -176,11 +153,19 @@ def _read_file(file: Path) -> SampleTable:
     if suffix in _TABLES:
         return _read_table(file)
     if suffix in _FRAMES:
-        crystals = [_parse(_structure_from_frame, chunk) for chunk in _frames(file)]
-        return SampleTable(crystals, [f"{file.stem}-{i}" for i in range(len(crystals))])
+        return _numbered(file, files.structure_from_frame, files.frames(file))
+    if suffix == _DATABASE:
+        return _numbered(file, files.structure_from_atoms, files.database(file))
+    if suffix == _JSON:
+        return _numbered(file, files.structure_from_dictionary, files.dictionaries(file))
     if _is_crystal_file(file):
         return SampleTable([_parse(_structure_from, file)], [file.stem])
-    raise UserError(f"{file}: unknown kind of file (known: {', '.join([*_TABLES, *_FRAMES, *_FILES])})")
+    raise UserError(f"{file}: unknown kind of file (known: {', '.join(_KNOWN)})")
+
+
+def _numbered(file: Path, parse: Callable[[Any], Structure], sources: Iterable[Any]) -> SampleTable:
+    crystals = [_parse(parse, source) for source in sources]
+    return SampleTable(crystals, [f"{file.stem}-{i}" for i in range(len(crystals))])
 
 
 def _read_table(file: Path) -> SampleTable:
@@ -192,16 +177,17 @@ def _read_table(file: Path) -> SampleTable:
 
 
 def _from_table(table: pd.DataFrame, source: Path) -> SampleTable:
-    if "cif" not in table:
+    column = next((name for name in _CIFS if name in table), None)
+    if column is None:
         raise UserError(f"{source}: has no column 'cif' (it has: {', '.join(map(str, table.columns))})")
     errors = table["error"] if "error" in table else [None] * len(table)
     crystals = [
         from_cif(cif) if isinstance(cif, str) and cif.strip() else _stored_error(error)
-        for cif, error in zip(table["cif"], errors, strict=True)
+        for cif, error in zip(table[column], errors, strict=True)
     ]
-    label = next((name for name in ("name", "id", "material_id", "index") if name in table), None)
+    label = next((name for name in ("name", "id", "material_id", "index", "sample") if name in table), None)
     names = [str(name) for name in (table[label] if label else range(len(table)))]
-    return SampleTable(crystals, names, table.drop(columns=["cif"]))
+    return SampleTable(crystals, names, table.drop(columns=[column]))
 
 
 def _stored_error(error: Any) -> CrystalError:
@@ -217,36 +203,6 @@ def _stored_error(error: Any) -> CrystalError:
 def _structure_from(file: Path) -> Structure:
     text = file.read_text(encoding="utf-8")
     return Structure.from_str(text, fmt="cif" if file.suffix.lower() == ".cif" else "poscar")
-
-
-def _frames(file: Path) -> Iterator[str | CrystalError]:
-    """An extxyz file frame by frame, so that a broken one does not take the rest along."""
-    lines = file.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
-
-    def begins(line: int) -> bool:
-        """A number of atoms, and a comment that names a lattice."""
-        return lines[line].strip().isdigit() and "lattice=" in lines[line + 1].lower()
-
-    start = 0
-    while start < len(lines):
-        if lines[start].strip().isdigit():
-            end = start + 2 + int(lines[start])
-            yield "\n".join(lines[start:end]) + "\n"
-        else:
-            end = next((i for i in range(start + 1, len(lines) - 1) if begins(i)), len(lines))
-            yield CrystalError("parse", f"line {start + 1} is not a number of atoms: {lines[start][:40]!r}")
-        start = end
-
-
-def _structure_from_frame(chunk: str | CrystalError) -> Structure:
-    from ase.io import read as read_atoms
-
-    if isinstance(chunk, CrystalError):
-        raise chunk
-    atoms = cast("Atoms", read_atoms(io.StringIO(chunk), format="extxyz"))
-    if atoms.cell.rank < 3:
-        raise CrystalError("geometry", "the frame has no three-dimensional cell")
-    return AseAtomsAdaptor.get_structure(atoms)
 
 
 def _parse(parse: Callable[[Any], Structure], source: Any) -> Crystal:

@@ -195,6 +195,7 @@ class SampleConfig:
     representation: str | None = None
     n: int = 100
     output: str = "samples"
+    formats: str = "cif,extxyz"
     seed: int = 0
     batch: int = 256
     temperature: float = 1.0
@@ -275,6 +276,7 @@ class RelaxConfig:
 
     input: str = "???"
     output: str = "???"
+    formats: str = "cif,extxyz"
     energy: str = "auto"
     mode: str = "full"
     symmetry: bool = False

@@ -56,6 +56,7 @@ def test_run_leaves_what_it_promises(policy, tmp_path, monkeypatch):
     assert [m["step"] for m in metrics(tmp_path / "run")] == [1, 2] and names <= set(metrics(tmp_path / "run")[0])
     assert "policy/nll_real" not in metrics(tmp_path / "run")[1]
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert "| reward | validity+uniqueness |" in (tmp_path / "run" / "policy" / "README.md").read_text()
     trained, _ = CrystalPolicy.load(str(tmp_path / "run" / "policy"))
     start, _ = CrystalPolicy.load(str(policy))
     assert not torch.equal(trained.embed.weight, start.embed.weight)

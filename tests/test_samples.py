@@ -6,6 +6,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from rlgen import samples
+from rlgen.formats import FORMATS
 from rlgen.types import CrystalError, UserError
 
 NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -65,6 +66,51 @@ def test_cif_folder_and_extxyz_alone(tmp_path):
         assert len(back.crystals) == 2 and close(back.crystals[1], SKEW)
 
 
+ALL = "cif,extxyz,db,json,lemat"
+
+
+def test_every_format_comes_back(tmp_path):
+    samples.write(tmp_path, CRYSTALS, formats=ALL)
+    names = [samples.TABLE, *(one.name for one in FORMATS.values())]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
+    for name in ("cif", "samples.extxyz", "samples.db"):
+        back = samples.read(tmp_path / name)
+        assert len(back.crystals) == 2 and close(by_position(back.crystals[0]), by_position(NACL))
+        assert close(back.crystals[1], SKEW)
+    for name in ("samples.json", "lemat.csv"):
+        back = samples.read(tmp_path / name)
+        assert close(by_position(back.crystals[0]), by_position(NACL)) and close(back.crystals[2], SKEW)
+        assert back.crystals[1].kind == "parse"
+    samples.write(tmp_path, CRYSTALS, formats="db")  # what was not asked for is no longer there
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["samples.db", samples.TABLE]
+
+
+def test_other_tools_read_them(tmp_path):
+    """By their own means, as their users would."""
+    import json
+
+    import ase.db
+    import ase.io
+    from monty.serialization import loadfn
+
+    samples.write(tmp_path, CRYSTALS, formats=ALL)
+    rows = list(ase.db.connect(tmp_path / "samples.db").select())
+    assert [(row.sample, row.formula) for row in rows] == [(0, "Na4Cl4"), (2, "O2Si")] and all(rows[0].pbc)
+    frames = ase.io.read(tmp_path / "samples.extxyz", ":")
+    assert [frame.info["index"] for frame in frames] == [0, 2]
+    first, none, last = loadfn(tmp_path / "samples.json")
+    assert first == NACL and none is None and last == SKEW
+    assert json.loads((tmp_path / "samples.json").read_text())[0]["@class"] == "Structure"
+    table = pd.read_csv(tmp_path / "lemat.csv")  # as LeMat-GenBench's loader: the column, and empty cells left out
+    assert [len(Structure.from_str(cif, fmt="cif")) for cif in table["cif_string"].dropna()] == [8, 3]
+
+
+def test_unknown_formats_are_refused(tmp_path):
+    with pytest.raises(UserError, match="'xyz' is unknown; known: cif, extxyz, db, json, lemat"):
+        samples.write(tmp_path / "new", CRYSTALS, formats="cif,xyz")
+    assert not (tmp_path / "new").exists()
+
+
 def test_writing_again_replaces_and_leaves_other_files(tmp_path):
     (tmp_path / "config.yaml").write_text("kept")
     samples.write(tmp_path, CRYSTALS)
@@ -76,7 +122,8 @@ def test_writing_again_replaces_and_leaves_other_files(tmp_path):
 
 def test_failing_write_changes_nothing(tmp_path, monkeypatch):
     samples.write(tmp_path, CRYSTALS)
-    monkeypatch.setattr(samples, "_write_frames", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+    broken = FORMATS["extxyz"]._replace(write=lambda *_: (_ for _ in ()).throw(OSError("no space")))
+    monkeypatch.setitem(FORMATS, "extxyz", broken)
     with pytest.raises(OSError, match="no space"):
         samples.write(tmp_path, [SKEW])
     check(samples.read(tmp_path).crystals)
@@ -166,6 +213,9 @@ def test_disorder_and_oxidation_states(tmp_path):
         ("empty.csv", "", "cannot be read"),
         ("x.txt", "?", "unknown kind"),
         ("x.extxyz", "", "no samples"),
+        ("x.json", "{", "cannot be read as JSON"),
+        ("x.json", "[null, {}]", "none of 2 samples"),
+        ("x.db", "not a database" * 99, "cannot be read as a database"),
     ],
 )
 def test_mistakes_are_one_clear_line(tmp_path, name, content, message):
