@@ -6,7 +6,9 @@ by its sites and one by its composition, are both near enough.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +19,7 @@ import pandas as pd
 from pymatgen.core import Structure
 
 from rlgen import data, metrics
+from rlgen.crystal_index import pack
 from rlgen.fingerprints import COMPOSITION, MAGPIE, SITES, composition_fingerprint, site_fingerprint
 from rlgen.metrics import Estimate
 from rlgen.settings import MetricsConfig
@@ -24,6 +27,8 @@ from rlgen.types import UserError
 
 #: Crystals that stand for a data set: finding the neighbours of a crystal's atoms takes 0.1 s.
 LIMIT = 1000
+#: Raise when fingerprints change.
+VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +67,19 @@ def _load(name: str) -> Real:
 
 @lru_cache(maxsize=4)
 def _real_fingerprints(real: Real) -> tuple[np.ndarray, np.ndarray]:
+    """Kept in the cache under what the crystals are, as they are compared with in every evaluation."""
+    content = b"".join(pack(data.Record("", structure)) for structure in real.structures)
+    file = data.cache_dir() / "fingerprints" / f"{VERSION}-{hashlib.sha256(content).hexdigest()[:32]}.npz"
+    if file.exists():
+        with np.load(file) as kept:
+            return kept["sites"], kept["compositions"]
     sites, compositions, _ = fingerprints(real.structures)
     if not len(sites):
         raise UserError(f"real={real.name}: no crystal in it has neighbouring atoms")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.npz")
+    np.savez(aside, sites=sites, compositions=compositions)
+    aside.replace(file)
     return sites, compositions
 
 
