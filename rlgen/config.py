@@ -156,16 +156,16 @@ def _set(config: Any, verb: str, key: str, value: Any) -> None:
                         f"known keys: {', '.join(known)}")
     try:
         if isinstance(value, str):
-            value = _value(value) if free else None if value == "null" else value
+            value = read_value(value) if free else None if value == "null" else value
         OmegaConf.update(config, key, value, force_add=free)
     except OmegaConfBaseException as error:
         raise UserError(f"{key}={value}: {str(error).splitlines()[0]}") from error
 
 
-def _value(text: str) -> Any:
+def read_value(text: str) -> Any:
     """A number, [list], true, false or null as such; all else stays text (YAML would read the element No as false)."""
     if text.startswith("[") and text.endswith("]"):
-        return [_value(part.strip()) for part in text[1:-1].split(",") if part.strip()]
+        return [read_value(part.strip()) for part in text[1:-1].split(",") if part.strip()]
     for read in (int, float):
         try:
             return read(text)

@@ -143,18 +143,21 @@ def written(config: Any, dataset: data.Dataset) -> tuple[Any, Encoded, Encoded]:
     names = [name.strip() for name in config.conditions.split(",") if name.strip()]
     if unused := sorted(set(given) - set(names)):
         raise UserError(f"policy.representation_parameters.conditions: {', '.join(unused)} is not in conditions=")
-    known = {split: labels(dataset.splits[split], names) for split in ("train", "val")}
+    train, val = dataset.splits["train"], dataset.splits["val"]
+    known = labels([*train, *val], names)  # together, so that a property has one source in both
+    of_train, of_val = ({name: values[part] for name, values in known.items()}
+                        for part in (slice(len(train)), slice(len(train), None)))
     if names:
-        parameters["conditions"] = scales(names, given, known["train"])
+        parameters["conditions"] = scales(names, given, of_train)
     try:
         representation = make(config.policy.representation, **parameters)
     except TypeError as error:  # a parameter that it does not have
         raise UserError(f"policy.representation_parameters: {error}") from error
-    train, val = (encode(dataset.splits[split], representation, found) for split, found in known.items())
-    for name, values in train.prompts.properties.items():
-        print(f"{name}: known of {int(np.isfinite(values).sum()):,} of {len(train):,} crystals, told as "
+    learnt, held_out = encode(train, representation, of_train), encode(val, representation, of_val)
+    for name, values in learnt.prompts.properties.items():
+        print(f"{name}: known of {int(np.isfinite(values).sum()):,} of {len(learnt):,} crystals, told as "
               f"{parameters['conditions'][name]}")
-    return representation, train, val
+    return representation, learnt, held_out
 
 
 def run(config: Any) -> None:

@@ -14,16 +14,18 @@ from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.sampler import decode, sample
 from rlgen import samples
+from rlgen.asking import combinations
 from rlgen.config import device_of, main, plain
 from rlgen.formats import chosen
 from rlgen.infill import infill
-from rlgen.types import CrystalError, UserError
+from rlgen.types import Condition, CrystalError, UserError
 
 
 def run(config: Any) -> None:
     chosen(config.formats)  # a mistake is found before any work is done
     policy, prompts = CrystalPolicy.load(config.policy, config.representation)
     policy.to(device_of(config.device))  # type: ignore[arg-type]
+    policy.guide(config.guidance)
     generator = torch.Generator(policy.device).manual_seed(config.seed)
     started = time.monotonic()
     if (config.infill is None) != (config.mask is None):
@@ -34,29 +36,34 @@ def run(config: Any) -> None:
         crystals, columns = _drawn(config, policy, prompts, generator)
     samples.write(config.output, crystals, columns, config.formats)
     failed = sum(isinstance(c, CrystalError) for c in crystals)
-    rate = config.n / (time.monotonic() - started)
-    print(f"{config.n} samples, {config.n - failed} crystals, {rate:.0f} per second\n"
+    rate = len(crystals) / (time.monotonic() - started)
+    print(f"{len(crystals)} samples, {len(crystals) - failed} crystals, {rate:.0f} per second\n"
           f"{config.output}: {samples.TABLE}, {config.formats}\n"
           f"next: python -m rlgen.evaluate input={config.output}")
 
 
 def _drawn(config: Any, policy: CrystalPolicy, prompts: PromptTable, generator: torch.Generator
            ) -> tuple[list[Structure | CrystalError], dict[str, list]]:
-    """n crystals that answer what is asked, and for the rest prompts of the data, with their log-probabilities."""
+    """n crystals for every combination of what is asked, with prompts of the data for the rest, with their
+    log-probabilities."""
     rng = np.random.default_rng(config.seed)
-    asked, representation = plain(config.condition), policy.representation
-    if asked:
-        representation.start(torch.tensor([representation.prompt(asked)]), [asked])  # says what cannot be met
-        conditions = prompts.answering(asked, config.n, rng, representation.possible)
-    else:
-        conditions = prompts.sample(config.n, rng)
+    representation = policy.representation
+    asked = combinations(plain(config.condition))
+    conditions: list[Condition] = []
+    for one in asked:
+        if one:
+            representation.start(torch.tensor([representation.prompt(one)]), [one])  # says what cannot be met
+            conditions += prompts.answering(one, config.n, rng, representation.possible, representation.conditions)
+        else:
+            conditions += prompts.sample(config.n, rng)
     crystals: list[Structure | CrystalError] = []
     kept: list[float] = []
-    for start in track(range(0, config.n, config.batch), "sampling"):
+    for start in track(range(0, len(conditions), config.batch), "sampling"):
         rollout = sample(policy, conditions[start : start + config.batch], generator, temperature=config.temperature)
         crystals += decode(policy, rollout)
         kept += rollout.logprobs.sum(1).tolist()
-    return crystals, {"condition": conditions, "logprob": kept}
+    return crystals, {"condition": conditions, "logprob": kept,
+                      "asked": [one for one in asked for _ in range(config.n)]}
 
 
 def _completed(config: Any, policy: CrystalPolicy, generator: torch.Generator

@@ -199,6 +199,7 @@ class SampleConfig:
     seed: int = 0
     batch: int = 256
     temperature: float = 1.0
+    guidance: float = 1.0
     condition: dict[str, Any] = field(default_factory=dict)
     infill: str | None = None
     mask: str | None = None
@@ -295,7 +296,7 @@ LEAST: dict[str, float] = (
                      "value_learning_rate", "weight_decay", "max_grad_norm", "relax_steps", "epsilon_high", "beta",
                      "entropy_coef", "lora_rank", "lora_alpha", "power", "quota", "memory_mb", "cpus_per_worker",
                      "gpus_per_worker", "min_distance", "min_volume", "radii", "ltol", "stol", "angle_tol",
-                     "cov_structure", "cov_composition"), 0)
+                     "cov_structure", "cov_composition", "guidance"), 0)
     | {"temperature": 1e-3, "target_kl": 1e-6, "cliprange_value": 1e-6, "timeout_s": 0.1, "start_timeout_s": 0.1,
        "fmax": 1e-4, "seconds": 1e-3}
 )

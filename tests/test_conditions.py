@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -15,12 +16,14 @@ from policies.prompts import PromptTable
 from policies.representations import REPRESENTATIONS, make
 from policies.sampler import decode, sample
 from rlgen import samples
+from rlgen.asking import combinations
 from rlgen.conditions import CRYSTAL_SYSTEMS, SYSTEM, Category, Transform, crystal_system, groups_of, read
 from rlgen.config import load
 from rlgen.data import Record
 from rlgen.encoded import encode
 from rlgen.labels import label, labels, scales
 from rlgen.pretrain import run as pretrain
+from rlgen.sample import run as run_sample
 from rlgen.types import CrystalError, UserError
 
 # Scales
@@ -462,8 +465,9 @@ def salts(tmp_path_factory):
     pretrain(load("pretrain", [f"data={folder}/data/samples.parquet", f"output={folder}/run",
                                "conditions=density,length", "policy=tiny", "policy.hidden_size=64",
                                "policy.layers=2", "policy.dropout=0",
-                               "policy.representation_parameters.max_atoms=4", "steps=200", "batch=64",
-                               "learning_rate=5e-3", "warmup=20", "ema=0.98", "sample_every=0", "evaluate_every=200",
+                               "policy.representation_parameters.conditions.density.kind=log",
+                               "policy.representation_parameters.max_atoms=4", "steps=150", "batch=32",
+                               "learning_rate=5e-3", "warmup=10", "ema=0.95", "sample_every=0", "evaluate_every=150",
                                "precision=fp32", "threads=1"]))
     return folder / "run" / "policy"
 
@@ -477,11 +481,45 @@ def asked_for(policy, prompts, condition, n=40):
 def test_a_policy_learns_to_heed_what_is_asked(salts):
     policy, prompts = CrystalPolicy.load(str(salts))
     assert set(policy.representation.conditions) == set(prompts.properties) == {"density", "length"}
+    assert [scale.kind for scale in policy.representation.conditions.values()] == ["log", "linear"]
     assert "conditions=density,length" in (salts / "README.md").read_text(encoding="utf-8")
-    for asked in (1.2, 2.5):  # of 0.8 to 10.4 g/cm³
+    for asked in (1.2, 6.0):  # of 0.8 to 10.4 g/cm³
         found = np.array([s.density for s in asked_for(policy, prompts, {"density": asked})])
-        assert np.mean(np.abs(found - asked)) < 0.25 * asked
+        assert np.median(np.abs(np.log(found / asked))) < 0.35  # without regard to it 0.55 and 1.05
     short, long = (np.array([s.lattice.a for s in asked_for(policy, prompts, {"length": a})]) for a in (3.5, 6.5))
-    assert np.mean(np.abs(short - 3.5)) < 0.4 and np.mean(np.abs(long - 6.5)) < 0.4
+    assert np.median(np.abs(short - 3.5)) < 0.4 and np.median(np.abs(long - 6.5)) < 0.4
     free = np.array([s.lattice.a for s in asked_for(policy, prompts, {})])
     assert free.std() > 0.7  # nothing asked: all sizes
+
+
+# Sampling
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ({}, [{}]),
+    ({"density": 5}, [{"density": 5}]),
+    ({"density": "3,5.5", "element": "Na, No"}, [{"density": d, "element": e} for d in (3, 5.5) for e in ("Na", "No")]),
+    ({"density": [3, 5], "neutral": True}, [{"density": d, "neutral": True} for d in (3, 5)]),
+    ({"elements": "Li,Fe,O"}, [{"elements": "Li,Fe,O"}]), ({"elements": ["Li", "O"]}, [{"elements": ["Li", "O"]}]),
+    ({"elements": ["Li-O", "Na-O"]}, [{"elements": "Li-O"}, {"elements": "Na-O"}])])
+def test_several_values_are_every_combination(given, expected):
+    assert combinations(given) == expected
+
+
+def test_no_value_is_the_users_mistake():
+    with pytest.raises(UserError, match=r"condition\.density: an empty list"):
+        combinations({"density": []})
+
+
+def test_the_command_samples_every_combination(salts, tmp_path):
+    run_sample(load("sample", [f"policy={salts}", f"output={tmp_path}", "n=6", "guidance=1.5", "batch=10",
+                               "condition.length=3.5,6.5", "condition.space_group=[221,null]"]))
+    table = samples.read(tmp_path)
+    asked = [json.loads(text) for text in table.columns["asked"]]
+    assert asked[::6] == [{"length": a} | g for a in (3.5, 6.5) for g in ({"space_group": 221}, {})]
+    lengths = np.array([crystal.lattice.a for crystal in table.crystals])
+    assert np.median(np.abs(lengths[:12] - 3.5)) < 0.5 and np.median(np.abs(lengths[12:] - 6.5)) < 0.5
+    for arguments, message in ((["condition.hardness=3"], "cannot ask for hardness; known: .*density, length"),
+                               (["condition.length=long"], "no number"), (["guidance=-1"], "at least 0")):
+        with pytest.raises(UserError, match=message):
+            run_sample(load("sample", [f"policy={salts}", f"output={tmp_path}", "n=6", *arguments]))
