@@ -272,6 +272,28 @@ class AnnotateConfig:
 
 
 @dataclass
+class ExploreConfig:
+    """Settings of `python -m rlgen.explore`."""
+
+    elements: str = "???"
+    condition: dict[str, Any] = field(default_factory=dict)
+    policy: str = "shipped"
+    representation: str | None = None
+    n: int = 500
+    output: str = "explored"
+    seed: int = 0
+    batch: int = 256
+    temperature: float = 1.0
+    energy: str = "auto"
+    data: str = "shipped"
+    fmax: float = 0.1
+    steps: int = 200
+    seconds: float | None = 600.0
+    workers: int = 2
+    device: str = "auto"
+
+
+@dataclass
 class RelaxConfig:
     """Settings of `python -m rlgen.relax`."""
 
@@ -306,7 +328,8 @@ SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "property_dro
           "prompts.element")
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig,
-           "hull": HullConfig, "relax": RelaxConfig, "annotate": AnnotateConfig}
+           "hull": HullConfig, "relax": RelaxConfig, "annotate": AnnotateConfig,
+           "explore": ExploreConfig}
 #: What a resumed run may be given anew without more ado: it changes how a run goes, not what it learns.
 FREE = {"pretrain": ("checkpoint_every", "sample_every", "samples"),
         "finetune": ("steps", "workers", "checkpoint_every", "evaluate", "relax_steps", "judge", "ray.address",

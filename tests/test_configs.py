@@ -13,7 +13,7 @@ from test_hf import language_model
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.representations import make
-from rlgen import annotate, evaluate, finetune, pretrain, relax, sample, samples
+from rlgen import annotate, evaluate, explore, finetune, pretrain, relax, sample, samples
 from rlgen.config import CONFIGS, load
 from rlgen.hull import Hull
 from rlgen.hull import __main__ as hull_command
@@ -71,6 +71,10 @@ def test_it_runs(file, policy, crystals, tmp_path):
         relax.run(load("relax", [f"input={out}", f"output={tmp_path / 'relaxed'}", "energy=chgnet", "steps=1",
                                  "workers=0"]))
         assert len(pd.read_parquet(tmp_path / "relaxed" / "samples.parquet")) == 1
+    elif name == "explore":
+        explore.run(load("explore", ["elements=Na-Cl", "n=4", f"output={out}", "energy=chgnet",
+                                     "steps=1", "workers=0", "device=cpu"]))
+        assert len(pd.read_csv(out / "ranked.csv")) and (out / "hull.svg").exists()
     elif name == "annotate":
         annotate.run(load("annotate", [f"data={crystals}", f"output={out}", "columns=e_above_hull", "energy=chgnet",
                                        "workers=0"]))

@@ -1,0 +1,38 @@
+"""Crystals drawn from a policy for what is asked, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pymatgen.core import Structure
+from rich.progress import track
+
+from policies.model import CrystalPolicy
+from policies.prompts import PromptTable
+from policies.sampler import decode, sample
+from rlgen.types import Condition, CrystalError
+
+
+def answering(policy: CrystalPolicy, prompts: PromptTable, asked: Mapping[str, Any], n: int, rng: np.random.Generator
+              ) -> list[Condition]:
+    """n prompts that ask for it, and for the rest follow the data. UserError says what the policy cannot meet."""
+    representation = policy.representation
+    if not asked:
+        return prompts.sample(n, rng)
+    representation.start(torch.tensor([representation.prompt(asked)]), [asked])
+    return prompts.answering(asked, n, rng, representation.possible, representation.conditions)
+
+
+def drawn(policy: CrystalPolicy, conditions: Sequence[Condition], generator: torch.Generator, *, batch: int,
+          temperature: float = 1.0) -> tuple[list[Structure | CrystalError], list[float]]:
+    """A crystal for each condition (B), and the log-probability of each."""
+    crystals: list[Structure | CrystalError] = []
+    logprobs: list[float] = []
+    for start in track(range(0, len(conditions), batch), "sampling"):
+        rollout = sample(policy, conditions[start : start + batch], generator, temperature=temperature)
+        crystals += decode(policy, rollout)
+        logprobs += rollout.logprobs.sum(1).tolist()
+    return crystals, logprobs
