@@ -272,10 +272,9 @@ class AnnotateConfig:
 
 
 @dataclass
-class ExploreConfig:
-    """Settings of `python -m rlgen.explore`."""
+class SearchConfig:
+    """What `python -m rlgen.explore` and `python -m rlgen.predict` share."""
 
-    elements: str = "???"
     condition: dict[str, Any] = field(default_factory=dict)
     policy: str = "shipped"
     representation: str | None = None
@@ -291,6 +290,22 @@ class ExploreConfig:
     seconds: float | None = 600.0
     workers: int = 2
     device: str = "auto"
+
+
+@dataclass
+class ExploreConfig(SearchConfig):
+    """Settings of `python -m rlgen.explore`."""
+
+    elements: str = "???"
+
+
+@dataclass
+class PredictConfig(SearchConfig):
+    """Settings of `python -m rlgen.predict`."""
+
+    formula: str = "???"
+    n: int = 20
+    output: str = "predicted"
 
 
 @dataclass
@@ -329,7 +344,7 @@ SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "property_dro
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig,
            "hull": HullConfig, "relax": RelaxConfig, "annotate": AnnotateConfig,
-           "explore": ExploreConfig}
+           "explore": ExploreConfig, "predict": PredictConfig}
 #: What a resumed run may be given anew without more ado: it changes how a run goes, not what it learns.
 FREE = {"pretrain": ("checkpoint_every", "sample_every", "samples"),
         "finetune": ("steps", "workers", "checkpoint_every", "evaluate", "relax_steps", "judge", "ray.address",

@@ -16,7 +16,8 @@ from rlgen.settings import SCHEMAS
 from rlgen.types import UserError
 
 #: What must be given, by verb.
-GIVEN = {"evaluate": ["input=somewhere"], "relax": ["input=somewhere", "output=elsewhere"]}
+GIVEN = {"evaluate": ["input=somewhere"], "relax": ["input=somewhere", "output=elsewhere"],
+         "annotate": ["data=somewhere", "output=elsewhere"], "explore": ["elements=Na-Cl"], "predict": ["formula=NaCl"]}
 
 
 @pytest.mark.parametrize("verb", SCHEMAS)

@@ -13,7 +13,7 @@ from test_hf import language_model
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.representations import make
-from rlgen import annotate, evaluate, explore, finetune, pretrain, relax, sample, samples
+from rlgen import annotate, evaluate, explore, finetune, predict, pretrain, relax, sample, samples
 from rlgen.config import CONFIGS, load
 from rlgen.hull import Hull
 from rlgen.hull import __main__ as hull_command
@@ -75,6 +75,10 @@ def test_it_runs(file, policy, crystals, tmp_path):
         explore.run(load("explore", ["elements=Na-Cl", "n=4", f"output={out}", "energy=chgnet",
                                      "steps=1", "workers=0", "device=cpu"]))
         assert len(pd.read_csv(out / "ranked.csv")) and (out / "hull.svg").exists()
+    elif name == "predict":
+        predict.run(load("predict", ["formula=NaCl", "n=3", f"output={out}", "energy=chgnet", "steps=1", "workers=0",
+                                     "device=cpu"]))
+        assert set(pd.read_csv(out / "ranked.csv")["formula"]) == {"NaCl"}
     elif name == "annotate":
         annotate.run(load("annotate", [f"data={crystals}", f"output={out}", "columns=e_above_hull", "energy=chgnet",
                                        "workers=0"]))

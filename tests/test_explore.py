@@ -9,7 +9,7 @@ from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition, Lattice, Structure
 from toy_rewards import rocksalt
 
-from rlgen.explore import distinct, doubt, ranked
+from rlgen.exploring import distinct, doubt, ranked
 from rlgen.hull import Hull
 from rlgen.hull.picture import lower_hull, picture
 from rlgen.types import CrystalError, UserError

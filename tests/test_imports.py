@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRY_POINTS = {f"rlgen.{verb}" for verb in ("pretrain", "finetune", "sample", "evaluate", "relax", "annotate",
-                                          "explore", "hull.__main__")} | {"rewards.check"}
+                                          "explore", "predict", "hull.__main__")} | {"rewards.check"}
 #: A module may import those of its own level and below. The longest prefix counts; other modules of rlgen are parts
 #: that entry points share.
 LEVELS = {
