@@ -197,10 +197,11 @@ class Invariant(Representation):
     def start(self, prompts: torch.Tensor, conditions: Sequence[Condition] | None = None) -> State:
         from policies.representations.invariant_grammar import InvariantState
 
-        if self._spelling:  # prompts are the same
-            inner = InvariantState(self._spelling.bins, prompts, conditions)
+        systems = self.read_systems(prompts, conditions).tolist()
+        if self._spelling:  # what prompts always say is the same
+            inner = InvariantState(self._spelling.bins, prompts, conditions, systems)
             return DigitsState(self._spelling, len(self.vocabulary), inner, prompts.device)
-        return InvariantState(self, prompts, conditions)
+        return InvariantState(self, prompts, conditions, systems)
 
 
 def _keys(grid: np.ndarray) -> np.ndarray:

@@ -43,6 +43,11 @@ class Formula:
                             f"{self.n or 'any number of'} atoms in the primitive cell{asked}")
 
     @property
+    def groups(self) -> Sequence[int]:
+        """Those asked for."""
+        return [self.group] if self.group else range(1, 231)
+
+    @property
     def counts(self) -> Counts:
         return tuple(sorted(c for _, c in self.written))
 

@@ -16,6 +16,7 @@ from policies.representations.invariant import MULTIPLICITIES
 from policies.representations.invariant_formula import Formula
 from policies.representations.invariant_occupations import ANY, Counts, atoms_of, choices, fits, lasting, makeable
 from policies.representations.invariant_places import Places
+from policies.representations.invariant_systems import FormulaOfSystem
 from policies.representations.lattice import LatticeState, system_of
 from policies.representations.patterns import Pattern
 from policies.representations.quantiser import Q
@@ -35,12 +36,16 @@ class InvariantState(State):
     Where nothing keeps atoms apart or the group as it is, that demand is let go, so that every prefix can be completed.
     """
 
-    def __init__(self, representation: Invariant, prompts: torch.Tensor, conditions: Sequence[Condition] | None):
+    def __init__(self, representation: Invariant, prompts: torch.Tensor, conditions: Sequence[Condition] | None,
+                 systems: Sequence[int]):
+        """systems: (B,) the crystal system asked for, 1 to 7 or 0."""
         self.rep = representation
         group, n, owed = (x.tolist() for x in representation.read_prompts(prompts))
         b, device = len(prompts), prompts.device
         asked = [Asked.of(c) for c in conditions] if conditions else [None] * b
-        self.formulas = [Formula(representation.max_atoms, *row) for row in zip(group, n, owed, asked, strict=True)]
+        self.formulas = [FormulaOfSystem(representation.max_atoms, system, *row[1:]) if system and not row[0] else
+                         Formula(representation.max_atoms, *row)
+                         for system, row in zip(systems, zip(group, n, owed, asked, strict=True), strict=True)]
         self.phase = torch.full((b,), FORMULA, device=device)
         self.group = torch.zeros(b, dtype=torch.long, device=device)
         self.k = torch.zeros(b, dtype=torch.long, device=device)  # coordinates of the site written so far
@@ -88,7 +93,7 @@ class InvariantState(State):
         first = self.rep.first["hall"] - 1
         good = []
         for formula in (self.formulas[i] for i in rows.tolist()):
-            some = [formula.group] if formula.group else range(1, 231)
+            some = formula.groups
             good.append([first + g for g in some if makeable(self.rep.max_atoms, g, formula.counts)])
         _allow(mask, rows, good)
 
@@ -129,7 +134,7 @@ class InvariantState(State):
     def _take_formula(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         end = tokens == self.rep.first["end_formula"]
         self.phase[rows] = torch.where(end, HALL, COUNT)
-        for i, z in zip(rows.tolist(), (tokens - self.rep.first["element"]).tolist(), strict=True):
+        for i, z in zip(rows[~end].tolist(), (tokens[~end] - self.rep.first["element"]).tolist(), strict=True):
             self.formulas[i].z = z
 
     def _take_count(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
