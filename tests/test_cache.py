@@ -201,7 +201,7 @@ def test_processes_write_at_once(own_cache):
 
 
 def test_stability_uses_it_for_relaxations(crystals):
-    settings = {"energy": "chgnet", "mode": "relax", "steps": 1, "max_force": 50.0}
+    settings = {"energy": "chgnet", "mode": "relax", "steps": 3, "max_force": 50.0}
     reward = Stability(**settings)
     first = reward.measure(crystals, [{}] * 3)
     assert counted() == (0, 3) and np.isfinite(first).all()

@@ -31,7 +31,7 @@ from rlgen.energies.relax import Relaxation, relax
 from rlgen.energies.store import store
 
 #: Raise when what is computed, or how it is written down, changes.
-VERSION = 1
+VERSION = 2
 
 
 def relaxations(

@@ -1,14 +1,16 @@
-"""One crystal on its way down: FIRE over its atoms and its cell.
+"""One crystal on its way down: FIRE over its atoms and its cell, step by step as ASE's over its FrechetCellFilter.
 
-FIRE: Bitzek et al., PRL 97, 170201 (2006). Cell and atoms move together: with forces f_i and the virial W = −V σ, a
-step moves atom i by dt v_i and strains the cell by ε = dt v_cell / N, where f_cell = W / N. The scale N makes a strain
-cost about as much as the displacement that it causes (as in ASE's cell filters); unlike there, ε is taken from the
-present cell and not from the first, so that large changes of shape stay well conditioned.
+FIRE: Bitzek et al., PRL 97, 170201 (2006), with ASE's constants: where a crystal starts steeply, the first steps decide
+on the minimum that it falls into, so that only the same steps lead to the same energies. The cell is the first one,
+deformed by F = exp(S / N), and the atoms r = X Fᵀ; the coordinates are X (N, 3) and S (3, 3). With forces f and the
+virial W = −V σ their forces are f F and L(Sᵀ / N, W F⁻ᵀ) / N, where L is the exponential's Fréchet derivative. The N
+makes a strain cost about as much as the displacement that it causes.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import expm, expm_frechet
 
 from rlgen.energies import PointResult
 from rlgen.energies.base import Cell
@@ -16,26 +18,32 @@ from rlgen.energies.symmetry import Symmetry
 
 #: A relaxed volume outside these multiples of the first is an explosion or a collapse of the potential, not a crystal.
 SHRINK, SWELL = 0.4, 2.5
-#: FIRE's constants, for Å and eV at unit mass. A first step three times as long as usual, no waiting before steps grow,
-#: and a faster decay of α take fewer evaluations on generated crystals than the paper's.
-FIRST_DT, LARGEST_DT, GROW, HALVE, ALPHA, ALPHA_DECAY = 0.3, 1.0, 1.1, 0.5, 0.1, 0.97
-#: No atom moves, and no cell strains, by more than this in a step (Å).
+#: FIRE's constants, for Å and eV at unit mass: a step's time grows once so many steps on end went downhill.
+FIRST_DT, LARGEST_DT, GROW, HALVE, ALPHA, ALPHA_DECAY, DOWNHILL = 0.1, 1.0, 1.1, 0.5, 0.1, 0.99, 6
+#: The longest step, as the norm over all coordinates (Å).
 LONGEST_STEP = 0.2
 
 
 class Walker:
-    """Generalised coordinates are the N atoms and, as three more rows, the cell; those stay 0 where it is fixed."""
+    """Generalised coordinates are the rows of X and of S; those of S stay 0 where the cell is fixed."""
 
     def __init__(self, cell: Cell, *, fixed_cell: bool = False, symmetry: Symmetry | None = None):
-        self.numbers, self.positions, self.lattice = cell.numbers, cell.positions, cell.lattice
+        self.numbers, self.first = cell.numbers, cell
         self.fixed_cell, self.symmetry = fixed_cell, symmetry
-        self.first_volume = cell.volume
-        self.velocity = np.zeros((len(self.numbers) + 3, 3))
-        self.dt, self.alpha = FIRST_DT, ALPHA
+        self.place = np.vstack([cell.positions, np.zeros((3, 3))])
+        self.velocity = np.zeros_like(self.place)
+        self.dt, self.alpha, self.downhill = FIRST_DT, ALPHA, 0
         self.initial_energy = self.energy = self.max_force = float("nan")
         self.steps = 0
         self.converged = False
         self.error: str | None = None
+        self._deform()
+
+    def _deform(self) -> None:
+        n = len(self.numbers)
+        self.log = self.place[n:] / n
+        self.deformation = expm(self.log)
+        self.positions, self.lattice = self.place[:n] @ self.deformation.T, self.first.lattice @ self.deformation.T
 
     def cell(self) -> Cell:
         return Cell(self.numbers, self.positions, self.lattice)
@@ -46,8 +54,8 @@ class Walker:
             self.error = result.error or "numeric: no forces"
             return None
         volume = self.cell().volume
-        if not SHRINK < volume / self.first_volume < SWELL:
-            self.error = f"volume: changed to {volume / self.first_volume:.2f} of the first"
+        if not SHRINK < volume / self.first.volume < SWELL:
+            self.error = f"volume: changed to {volume / self.first.volume:.2f} of the first"
             return None
         self.energy = result.energy
         if self.steps == 0:
@@ -62,26 +70,24 @@ class Walker:
             virial = np.zeros((3, 3))
         if self.symmetry is not None:
             forces, virial = self.symmetry.project(self.lattice, forces, virial)
-        virial = (virial + virial.T) / 2  # symmetric: the cell shall not rotate
-        return np.vstack([forces, virial / len(self.numbers)])
+        on_cell = (virial + virial.T) / 2 @ np.linalg.inv(self.deformation.T)
+        on_log = expm_frechet(self.log.T, on_cell, compute_expm=False)
+        return np.vstack([forces @ self.deformation, on_log / len(self.numbers)])
 
     def step(self, forces: np.ndarray) -> None:
         """One step of FIRE, semi-implicit Euler at unit mass."""
-        power = float(np.vdot(forces, self.velocity))
-        if power > 0:
+        if np.vdot(forces, self.velocity) > 0:
             mixed = np.linalg.norm(self.velocity) / np.linalg.norm(forces)
             self.velocity = (1 - self.alpha) * self.velocity + self.alpha * mixed * forces
-            self.dt, self.alpha = min(self.dt * GROW, LARGEST_DT), self.alpha * ALPHA_DECAY
+            if self.downhill >= DOWNHILL:
+                self.dt, self.alpha = min(self.dt * GROW, LARGEST_DT), self.alpha * ALPHA_DECAY
+            self.downhill += 1
         elif self.steps > 0:
             self.velocity = np.zeros_like(forces)
-            self.dt, self.alpha = self.dt * HALVE, ALPHA
+            self.dt, self.alpha, self.downhill = self.dt * HALVE, ALPHA, 0
         self.velocity = self.velocity + self.dt * forces
         move = self.dt * self.velocity
-        longest = np.linalg.norm(move, axis=1).max()
-        if longest > LONGEST_STEP:
-            move *= LONGEST_STEP / longest
-        n = len(self.numbers)
-        deform = np.eye(3) + move[n:] / n
-        self.positions = (self.positions + move[:n]) @ deform
-        self.lattice = self.lattice @ deform
+        length = np.linalg.norm(move)
+        self.place = self.place + (move if length <= LONGEST_STEP else move * (LONGEST_STEP / length))
+        self._deform()
         self.steps += 1
