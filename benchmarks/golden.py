@@ -16,6 +16,7 @@ import json
 import sys
 import warnings
 from collections import defaultdict
+from functools import cache
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
-from pymatgen.entries.computed_entries import ComputedStructureEntry
+from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEntry
 from scipy.stats import rankdata, spearmanr
 
 from rlgen.data import Record, load
@@ -38,16 +39,26 @@ LACKS = {"chgnet": "", "m3gnet": "all", "tensornet": "anions"}
 _MP = MaterialsProject2020Compatibility(check_potcar=False)
 
 
-def correction(structure: Structure, lacks: str) -> float:
-    """What the Materials Project adds (eV/atom) to the energy of such a crystal; `lacks` as in the table above."""
+def correction(crystal: Structure | Composition, lacks: str) -> float:
+    """What the Materials Project adds (eV/atom) to the energy of such a crystal; `lacks` as in the table above.
+
+    Of a composition alone, peroxides and the like are known by their formulas.
+    """
     if not lacks:
         return 0.0
-    symbols = {element.symbol for element in structure.composition}
-    most_negative = max(structure.composition.elements, key=lambda element: element.X).symbol
+    composition = crystal if isinstance(crystal, Composition) else crystal.composition
+    symbols = {element.symbol for element in composition}
+    most_negative = max(composition.elements, key=lambda element: element.X).symbol
     u = {s: v for s, v in _MP.u_settings.get(most_negative, {}).items() if s in symbols}
     parameters = {"software": "none", "run_type": "GGA+U" if u else "GGA", "hubbards": u}
-    adjustments = _MP.get_adjustments(ComputedStructureEntry(structure, 0.0, parameters=parameters))
-    return sum(a.value for a in adjustments if lacks == "all" or "anion" in a.name) / len(structure)
+    entry = ComputedEntry if crystal is composition else ComputedStructureEntry
+    adjustments = _MP.get_adjustments(entry(crystal, 0.0, parameters=parameters))
+    return sum(a.value for a in adjustments if lacks == "all" or "anion" in a.name) / composition.num_atoms
+
+
+@cache
+def correction_of_formula(formula: str, lacks: str) -> float:
+    return correction(Composition(formula), lacks)
 
 
 def formation_energy(structure: Structure, energy: float, hull: Hull) -> float:
@@ -116,9 +127,12 @@ def formation_table(rows: list[Record], energies: dict[str, dict[str, float]], s
 
 
 def above_the_others(
-    rows: list[Record], known: list[Record], energies: dict[str, float], scale: str
+    rows: list[Record], known: list[Record], energies: dict[str, float], scale: str, lacks: str = ""
 ) -> dict[str, float]:
-    """Each row's energy (eV/atom) above the hull of all other train and val crystals: leave one out, by row's id."""
+    """Each row's energy (eV/atom) above the hull of all other train and val crystals: leave one out, by row's id.
+
+    lacks: the corrections to add to every energy, which then go by formula, so that polymorphs get the same.
+    """
     table = pq.read_table(str(files("rlgen").joinpath("assets", f"hull_{scale}.parquet")))
     hull = dict(zip(table["reduced_formula"].to_pylist(), table["energy_per_atom"].to_pylist(), strict=True))
     by_system = defaultdict(list)
@@ -138,8 +152,10 @@ def above_the_others(
         others.pop(own, None)
         if rest:
             others[own] = min(rest)
+        others = {formula: energy + correction_of_formula(formula, lacks) for formula, energy in others.items()}
         if np.isfinite(energies[row.id]) and all(Composition(s).reduced_formula in others for s in symbols):
-            above[row.id] = energies[row.id] - Hull(scale, others).hull_energy(composition)
+            energy = energies[row.id] + correction_of_formula(own, lacks)
+            above[row.id] = energy - Hull(scale, others).hull_energy(composition)
     return above
 
 
@@ -154,12 +170,13 @@ def hull_table(rows: list[Record], known: list[Record], energies: dict[str, dict
     stable = sum(value <= 0 for value in published.values())
     print(f"\n## Energy above the hull of {len(rows):,} val rows ({stable:,} published as stable)\n")
     print("| | rows | Spearman | ROC AUC, stable or not | MAE (eV/atom) | 1 % to 99 % (eV/atom) |\n|---|" + "---:|" * 5)
-    for name, found in energies.items():
-        above = above_the_others(rows, known, found, scales[name])
+    corrected = [(name, LACKS[name]) for name in energies if LACKS[name]]
+    for name, lacks in [*((name, "") for name in energies), *corrected]:
+        above = above_the_others(rows, known, energies[name], scales[name], lacks)
         ours, theirs = np.array(list(above.values())), np.array([published[i] for i in above])
         low, high = np.quantile(ours, [0.01, 0.99])
         rank, auc = spearmanr(ours, theirs).statistic, roc_auc(-ours, theirs <= 0)
-        print(f"| {name} | {len(ours):,} | {rank:.3f} | {auc:.3f} | "
+        print(f"| {name}{' corrected' if lacks else ''} | {len(ours):,} | {rank:.3f} | {auc:.3f} | "
               f"{np.abs(np.maximum(ours, 0) - theirs).mean():.3f} | {low:+.3f} to {high:+.3f} |")
 
 

@@ -1,7 +1,6 @@
 """What the guards of the stability reward refuse: real crystals by mistake, and crystals made to fool a potential.
 
     python benchmarks/guards.py energy=m3gnet audit=chgnet n=2000
-    python benchmarks/guards.py energy=m3gnet max_force=5 n=2000
     python benchmarks/guards.py energy=m3gnet mode=relax steps=50 n=2000 families=
     python benchmarks/guards.py energy=chgnet audit=m3gnet real= n=0
 
@@ -92,7 +91,7 @@ def main(energy: str = "m3gnet", audit: str = "", mode: str = "single_point", ma
          steps: int = 50, n: int = 2000, made: int = 200, real: str = "yes",
          families: str = "yes") -> None:  # fmt: skip
     common = {"energy": energy, "mode": mode, "steps": steps, "cache": False}
-    unguarded = Stability(**common, floor=1e9, closest=1e-9, vacuum=15, max_force=1e9 if mode == "relax" else None)
+    unguarded = Stability(**common, floor=1e9, closest=1e-9, vacuum=15, max_force=np.inf)
     guarded = {"guards": Stability(**common, max_force=max_force)}
     if audit:
         guarded["guards and audit"] = Stability(**common, max_force=max_force, audit=audit)

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from ase.calculators.calculator import Calculator, all_changes
 from ase.filters import FrechetCellFilter
+from ase.stress import full_3x3_to_voigt_6_stress
 from pymatgen.core import Structure
 
 from rlgen.energies import Potential, base, load_potential
@@ -56,7 +57,7 @@ class Ours(Calculator):
         point = self.potential.evaluate_cells([Cell(atoms.numbers, atoms.positions.copy(), atoms.cell.array)])[0]
         if point.error is not None or point.forces is None or point.stress is None:
             raise RuntimeError(point.error)
-        voigt = point.stress.ravel()[[0, 4, 8, 5, 2, 1]]
+        voigt = full_3x3_to_voigt_6_stress(point.stress)  # the mean of what lies across the diagonal, as ours
         self.results = {"energy": point.energy * len(atoms), "forces": point.forces, "stress": voigt}
 
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from rlgen.hull import Hull
 
 Mode = Literal["single_point", "relax"]
-#: What may be left (eV/Å) of the forces on a crystal whose relaxation was cut short: real crystals stay far below.
-LEFT_FORCE = 1.0
+#: Largest force (eV/Å) on a crystal that is paid, as it is written or where its relaxation was cut short: real crystals
+#: stay below, the walls of a potential's holes are steeper.
+LARGEST_FORCE: dict[Mode, float] = {"single_point": 5.0, "relax": 1.0}
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ class Stability:
     What the guards (`rewards/guards.py`) refuse is not measured, so that no policy is paid for finding it. floor: a
     crystal further (eV/atom) below the hull is a hole in the potential, not a discovery. closest: least distance of
     two atoms, as a share of the sum of their covalent radii. vacuum: widest gap (Å) around a part of the crystal.
-    max_force: largest force (eV/Å) left after relaxing; in mode "single_point" that on the crystal as written, where
-    it is given, which takes twice the time. audit: a second potential with a hull of its own; the higher of the two
-    energies above the hull counts, and none if they are more than `tolerance` eV/atom apart.
+    max_force: largest force (eV/Å) on a crystal that is paid, as written or after relaxing; None: 5 as written, 1 after
+    relaxing. Infinite, single points are energies only, in half the time. audit: a second potential with a hull
+    of its own; the higher of the two energies above the hull counts, and none if they are more than `tolerance`
+    eV/atom apart.
     """
 
     energy: str = "auto"
@@ -103,13 +105,16 @@ class Stability:
         reasons = [refuse(s, self.closest, self.vacuum) if as_written else "" for s in structures]
         sound = [i for i, reason in enumerate(reasons) if not reason]
         judged: dict[int, Structure] = {}
+        limit = self._largest_force
         found = self._energies([structures[i] for i in sound], potential)
-        for i, (energy, structure, error) in zip(sound, found, strict=True):
+        for i, (energy, force, structure, error) in zip(sound, found, strict=True):
             reasons[i] = error or ("" if as_written else refuse(structure, self.closest, self.vacuum))
             if not reasons[i]:
                 raw[i], reasons[i] = _above(hull, structure, energy, potential.scale)
             if raw[i] < -self.floor:
                 raw[i], reasons[i] = np.nan, f"low: {-raw[i]:.2f} eV/atom below the hull"
+            elif raw[i] < self.width and force > limit:
+                raw[i], reasons[i] = np.nan, f"force: {force:.2f} eV/Å, over {limit:g}"
             judged[i] = structure
         self._hold_audit(raw, reasons, judged)
         for reason in reasons:
@@ -117,25 +122,31 @@ class Stability:
                 count(f"guard/{kind}")
         return raw, reasons
 
-    def _energies(self, structures: Sequence[Structure], potential: Potential) -> list[tuple[float, Structure, str]]:
-        """(energy in eV/atom, the crystal that has it, why there is none or "") of each crystal."""
+    @property
+    def _largest_force(self) -> float:
+        """The limit in eV/Å; a relaxation that converged is below it."""
+        limit = LARGEST_FORCE[self.mode] if self.max_force is None else self.max_force
+        return max(limit, self.fmax) if self.mode == "relax" else limit
+
+    def _energies(
+        self, structures: Sequence[Structure], potential: Potential
+    ) -> list[tuple[float, float, Structure, str]]:
+        """(energy in eV/atom, largest force in eV/Å, the crystal that has them, why there are none or "") of each."""
         from rlgen.energies import cache
         from rlgen.energies.relax import relax
 
         if self.mode == "relax":
             relaxed = cache.relaxations if self.cache else relax
             results = relaxed(structures, potential, fmax=self.fmax, steps=self.steps)
-            limit = max(LEFT_FORCE if self.max_force is None else self.max_force, self.fmax)
             return [
-                (result.energy, result.structure or structure, result.error or _too_strong(result.max_force, limit))
+                (result.energy, result.max_force, result.structure or structure, result.error or "")
                 for structure, result in zip(structures, results, strict=True)
             ]
-        found = []
-        points = potential.evaluate(structures, forces=self.max_force is not None)
-        for structure, point in zip(structures, points, strict=True):
-            strong = "" if self.max_force is None else _too_strong(_largest_force(point, structure), self.max_force)
-            found.append((point.energy, structure, point.error or strong))
-        return found
+        points = potential.evaluate(structures, forces=self._largest_force < np.inf)
+        return [
+            (point.energy, _force(point, structure), structure, point.error or "")
+            for structure, point in zip(structures, points, strict=True)
+        ]
 
     def _hold_audit(self, raw: np.ndarray, reasons: list[str], crystals: Mapping[int, Structure]) -> None:
         """Let a second potential judge what would be paid: changes raw and reasons in place."""
@@ -172,13 +183,9 @@ def _above(hull: Hull, structure: Structure, energy: float, scale: str) -> tuple
         return float("nan"), str(problem)
 
 
-def _largest_force(point: PointResult, structure: Structure) -> float:
-    """In eV/Å, over the atoms and, as in a relaxation, over the cell: a hole's walls are steep in one or the other."""
+def _force(point: PointResult, structure: Structure) -> float:
+    """The largest in eV/Å, over the atoms and, as in a relaxation, the cell: a hole's walls are steep in either."""
     if point.forces is None or point.stress is None:
         return float("nan")
     cell = structure.volume / len(structure) * (point.stress + point.stress.T) / 2
     return float(np.linalg.norm(np.vstack([point.forces, cell]), axis=1).max())
-
-
-def _too_strong(force: float, limit: float) -> str:
-    return f"force: {force:.2f} eV/Å are left, over {limit:g}" if force > limit else ""

@@ -46,6 +46,14 @@ def test_known_crystals_have_their_published_energies(potential):
     assert len(ROWS) == 20
 
 
+def test_measured_enthalpies_are_converted_rightly():
+    measured = [(row, structure) for row, structure in ROWS if row["source"] == "CODATA"]
+    assert len(measured) == 5
+    for row, structure in measured:
+        atoms = structure.composition.reduced_composition.num_atoms
+        assert row["published"] == pytest.approx(row["enthalpy"] / 96.485 / atoms, abs=1e-4)
+
+
 def test_corrections_are_those_of_the_materials_project():
     crystals = {row["formula"]: structure for row, structure in ROWS}
     assert golden.correction(crystals["MgO"], "anions") == pytest.approx(-0.687 / 2)
@@ -54,6 +62,8 @@ def test_corrections_are_those_of_the_materials_project():
     nickel_oxide = Structure(crystals["MgO"].lattice, ["Ni", "O"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     assert golden.correction(nickel_oxide, "all") == pytest.approx((-0.687 - 2.541) / 2)
     assert golden.correction(nickel_oxide, "anions") == pytest.approx(-0.687 / 2)
+    assert golden.correction(nickel_oxide.composition, "all") == golden.correction(nickel_oxide, "all")
+    assert golden.correction_of_formula("K2O2", "all") == pytest.approx(-0.465 / 2)  # a peroxide, known by its formula
 
 
 def test_roc_auc_by_hand():

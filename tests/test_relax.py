@@ -10,6 +10,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
+from ase.stress import full_3x3_to_voigt_6_stress
 from pymatgen.core import Lattice, Structure
 
 from rlgen.energies import load_potential
@@ -154,8 +155,8 @@ class _AsAse(Calculator):
     def calculate(self, atoms=None, properties=None, system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
         point = self.potential.evaluate_cells([Cell(atoms.numbers, atoms.positions.copy(), atoms.cell.array)])[0]
-        voigt = point.stress.ravel()[[0, 4, 8, 5, 2, 1]]
-        self.results = {"energy": point.energy * len(atoms), "forces": point.forces, "stress": voigt}
+        stress = full_3x3_to_voigt_6_stress(point.stress)
+        self.results = {"energy": point.energy * len(atoms), "forces": point.forces, "stress": stress}
 
 
 @pytest.mark.parametrize("fixed_cell", [False, True])

@@ -123,11 +123,13 @@ def test_far_below_the_hull_is_a_hole(monkeypatch):
     assert refused(guarded(monkeypatch, Oracle({"NaCl": -0.4}), floor=0.3), SALT) == "low"
 
 
-def test_strong_forces_are_refused_where_they_are_asked_for(monkeypatch):
-    for strong in ({"force": 3.0}, {"pressure": 0.2}):  # eV/Å, eV/Å³: on the atoms, or on the cell alone
-        assert refused(guarded(monkeypatch, Oracle({"NaCl": 0.0}, **strong)), SALT) == ""
-        assert refused(guarded(monkeypatch, Oracle({"NaCl": 0.0}, **strong), max_force=2.0), SALT) == "force"
-    assert refused(guarded(monkeypatch, Oracle({"NaCl": 0.0}, force=1.9), max_force=2.0), SALT) == ""
+def test_strong_forces_are_not_paid(monkeypatch):
+    for strong in ({"force": 5.1}, {"pressure": 0.4}):  # eV/Å, eV/Å³: on the atoms, or on the cell alone
+        assert refused(guarded(monkeypatch, Oracle({"NaCl": 0.0}, **strong)), SALT) == "force"
+        assert refused(guarded(monkeypatch, Oracle({"NaCl": 0.6}, **strong)), SALT) == ""  # unpaid: its value stays
+        assert refused(guarded(monkeypatch, Oracle({"NaCl": 0.0}, **strong), max_force=np.inf), SALT) == ""
+    assert refused(guarded(monkeypatch, Oracle({"NaCl": 0.0}, force=4.9)), SALT) == ""
+    assert refused(guarded(monkeypatch, Oracle({"NaCl": 0.0}, force=4.9), max_force=2.0), SALT) == "force"
 
 
 def test_what_does_not_relax_is_refused(monkeypatch):
@@ -226,10 +228,11 @@ def test_known_holes_of_m3gnet_earn_nothing():
     assert refused(reward, bottom) == "low"
     # A hole's walls pass through the energies that are paid; there the forces are large, and another potential objects.
     wall = cells["A15"][0]
-    assert refused(reward, wall) == ""
+    unguarded = dataclasses.replace(reward, max_force=np.inf)
+    assert refused(unguarded, wall) == "" and unguarded.transform(unguarded.measure([wall], [{}]))[0] > 0.99
+    assert refused(reward, wall) == "force"
     assert refused(dataclasses.replace(reward, mode="relax"), wall) == "low"
-    assert refused(dataclasses.replace(reward, max_force=5.0), wall) == "force"
-    assert refused(dataclasses.replace(reward, audit="chgnet"), wall) == "audit"
+    assert refused(dataclasses.replace(unguarded, audit="chgnet"), wall) == "audit"
 
 
 def test_bad_parameters_are_named():
