@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Mode = Literal["single_point", "relax"]
 #: Largest force (eV/Å) on a crystal that is paid, as it is written or where its relaxation was cut short: real crystals
 #: stay below, the walls of a potential's holes are steeper.
-LARGEST_FORCE: dict[Mode, float] = {"single_point": 5.0, "relax": 1.0}
+WRITTEN_FORCE, LEFT_FORCE = 5.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,9 @@ class Stability:
     @property
     def _largest_force(self) -> float:
         """The limit in eV/Å; a relaxation that converged is below it."""
-        limit = LARGEST_FORCE[self.mode] if self.max_force is None else self.max_force
-        return max(limit, self.fmax) if self.mode == "relax" else limit
+        if self.mode == "single_point":
+            return WRITTEN_FORCE if self.max_force is None else self.max_force
+        return max(LEFT_FORCE if self.max_force is None else self.max_force, self.fmax)
 
     def _energies(
         self, structures: Sequence[Structure], potential: Potential
