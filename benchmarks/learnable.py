@@ -16,7 +16,7 @@ import torch
 
 from policies.model import CrystalPolicy
 from policies.sampler import Rollout, decode, sample
-from rlgen.config import load
+from rlgen.config import load, plain
 from rlgen.experience import make_rewards, resolve_energies
 from rlgen.reward_pool import RewardPool
 
@@ -62,7 +62,9 @@ def main(arguments: list[str]) -> None:
     config = load("finetune", [f"reward={given.pop('expression')}", *(f"{k}={v}" for k, v in given.items())])
     resolve_energies(config)
     policy, prompts = CrystalPolicy.load(config.policy)
-    conditions = [c for c in prompts.sample(groups, np.random.default_rng(config.seed)) for _ in range(GROUP)]
+    keep = plain(config.prompts)
+    drawn = prompts.sample(groups, np.random.default_rng(config.seed), power=keep.pop("power"), keep=keep)
+    conditions = [c for c in drawn for _ in range(GROUP)]
     rollout = sample(policy, conditions, torch.Generator().manual_seed(config.seed))
     with RewardPool(*make_rewards(config), workers=config.workers) as pool:
         scored = pool.score(decode(policy, rollout), rollout.conditions)

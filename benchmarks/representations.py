@@ -1,37 +1,40 @@
 """The four ways of writing a crystal, side by side: `python benchmarks/representations.py minutes=5 samples=512`.
 
-Pretrains the `tiny` policy on MP-20 with each for the same time of training (steps are counted off a short run before),
-samples from each, judges the samples, and prints a table. `output=` keeps the runs and the rows of the table: what is
-there is not made again, so that an interrupted benchmark goes on with the same command. `names=atoms,orbits` restricts
-it.
+Pretrains the `tiny` policy on MP-20 with each for the same time of training on one core (steps are counted off short
+runs before), samples from each, judges the samples, and prints a table. Times are of the processor, so that whatever
+else runs on the machine does not count. `output=` keeps the runs and the rows of the table: what is there is not made
+again, so that an interrupted benchmark goes on with the same command. `names=atoms,orbits` restricts it.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 SETTINGS = ["policy=tiny", "data=mp20", "batch=128", "threads=1", "sample_every=0"]
 SHARES = ("valid", "unique", "novel", "metastable", "sun")
 
 
-def call(verb: str, *arguments: str) -> None:
+def call(verb: str, *arguments: str) -> float:
+    """Run a command; returns the seconds of processor time that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-W", "ignore", "-m", f"rlgen.{verb}", *arguments], check=True,
                    stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def seconds_per_step(name: str, output: Path) -> float:
-    """Of steps 31 to 80 of a short run: before that, caches fill."""
-    call("pretrain", f"representation={name}", *SETTINGS, "steps=80", "evaluate_every=1000", f"output={output}")
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    tokens, elapsed = 0, []
-    for line in lines:
-        tokens += line["pretrain/tokens"]
-        elapsed.append(tokens / line["time/tokens_per_second"])
-    return (elapsed[-2] - elapsed[29]) / (len(elapsed) - 31)  # the last one validates
+    """Of training, by the difference of two short runs; the first of three fills caches."""
+    def spent(steps: int) -> float:
+        return call("pretrain", f"representation={name}", *SETTINGS, "limit=1024", f"steps={steps}",
+                    "evaluate_every=1000", f"output={output}")
+
+    spent(1)
+    return (spent(70) - spent(10)) / 60
 
 
 def measured(name: str, minutes: float, samples: int, output: Path) -> dict[str, float | str]:
@@ -41,10 +44,10 @@ def measured(name: str, minutes: float, samples: int, output: Path) -> dict[str,
     if not (run / "policy" / "README.md").exists():
         steps = int(minutes * 60 / seconds_per_step(name, output / f"{name}_trial"))
         call("pretrain", f"representation={name}", *SETTINGS, f"steps={steps}", "warmup=100",
-             f"evaluate_every={max(50, steps // 8)}", "patience=100", f"output={run}")
-    started = time.perf_counter()
-    call("sample", f"policy={run / 'policy'}", f"n={samples}", f"output={output / f'{name}_samples'}")
-    rate = samples / (time.perf_counter() - started)
+             f"evaluate_every={max(50, steps // 4)}", "patience=100", f"output={run}")
+    few = call("sample", f"policy={run / 'policy'}", "n=1", f"output={output / f'{name}_sample'}")
+    many = call("sample", f"policy={run / 'policy'}", f"n={samples}", f"output={output / f'{name}_samples'}")
+    rate = (samples - 1) / (many - few)
     call("evaluate", f"input={output / f'{name}_samples'}", "data=mp20", "relax_steps=60", "workers=1",
          f"output={output / f'{name}_judged'}")
     (judged,) = json.loads((output / f"{name}_judged" / "table.json").read_text()).values()
