@@ -39,6 +39,7 @@ def search(config: Any, asked: Mapping[str, Any]) -> tuple[list[Structure], pd.D
     started = time.monotonic()
     policy, prompts = CrystalPolicy.load(config.policy, config.representation)
     policy.to(device_of(config.device))  # type: ignore[arg-type]
+    policy.guide(config.guidance)
     conditions = answering(policy, prompts, asked, config.n, np.random.default_rng(config.seed))
     generator = torch.Generator(policy.device).manual_seed(config.seed)
     crystals, _ = drawn(policy, conditions, generator, batch=config.batch, temperature=config.temperature)

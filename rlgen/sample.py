@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from pymatgen.core import Structure
-from rich.progress import track
 
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
-from policies.sampler import decode, sample
 from rlgen import samples
 from rlgen.asking import combinations
 from rlgen.config import device_of, main, plain
+from rlgen.drawing import answering, drawn
 from rlgen.formats import chosen
 from rlgen.infill import infill
-from rlgen.types import Condition, CrystalError, UserError
+from rlgen.types import CrystalError, UserError
 
 
 def run(config: Any) -> None:
@@ -47,22 +46,10 @@ def _drawn(config: Any, policy: CrystalPolicy, prompts: PromptTable, generator: 
     """n crystals for every combination of what is asked, with prompts of the data for the rest, with their
     log-probabilities."""
     rng = np.random.default_rng(config.seed)
-    representation = policy.representation
     asked = combinations(plain(config.condition))
-    conditions: list[Condition] = []
-    for one in asked:
-        if one:
-            representation.start(torch.tensor([representation.prompt(one)]), [one])  # says what cannot be met
-            conditions += prompts.answering(one, config.n, rng, representation.possible, representation.conditions)
-        else:
-            conditions += prompts.sample(config.n, rng)
-    crystals: list[Structure | CrystalError] = []
-    kept: list[float] = []
-    for start in track(range(0, len(conditions), config.batch), "sampling"):
-        rollout = sample(policy, conditions[start : start + config.batch], generator, temperature=config.temperature)
-        crystals += decode(policy, rollout)
-        kept += rollout.logprobs.sum(1).tolist()
-    return crystals, {"condition": conditions, "logprob": kept,
+    conditions = [condition for one in asked for condition in answering(policy, prompts, one, config.n, rng)]
+    crystals, logprobs = drawn(policy, conditions, generator, batch=config.batch, temperature=config.temperature)
+    return crystals, {"condition": conditions, "logprob": logprobs,
                       "asked": [one for one in asked for _ in range(config.n)]}
 
 

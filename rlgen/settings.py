@@ -283,6 +283,7 @@ class SearchConfig:
     seed: int = 0
     batch: int = 256
     temperature: float = 1.0
+    guidance: float = 1.0
     energy: str = "auto"
     data: str = "shipped"
     fmax: float = 0.1
