@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rewards.guards import GUARDS
 from rlgen import samples
+from rlgen.conditions import known
 from rlgen.properties import PROPERTIES
 from rlgen.types import CrystalError, RewardBreakdown, UserError
 
@@ -157,10 +158,14 @@ class Run:
 
 
 def breakdown_columns(breakdown: RewardBreakdown) -> dict[str, Any]:
-    """Columns (B,) of the samples table: `total`, `status`, `reason`, `<name>` (score), `<name>_raw`, and the extra."""
+    """Columns (B,) of the samples table: `total`, `status`, `reason`, `<name>` (score), `<name>_raw`, and the extra.
+
+    What was asked of a sample is its `condition`, so that the score of the reward `condition` is `condition_score`.
+    """
     columns: dict[str, Any] = {"total": breakdown.total, "status": breakdown.status, "reason": breakdown.reason}
     for k, name in enumerate(breakdown.names):
-        columns |= {name: breakdown.score[:, k], f"{name}_raw": breakdown.raw[:, k]}
+        score = f"{name}_score" if name == "condition" else name
+        columns |= {score: breakdown.score[:, k], f"{name}_raw": breakdown.raw[:, k]}
     return columns | {name: values for name, values in breakdown.extra.items() if name not in columns}
 
 
@@ -190,7 +195,7 @@ def _asked_scalars(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
     for name in [column.removeprefix("match_") for column in columns if column.startswith("match_")]:
         scalars[f"condition/{name}"] = _mean(columns[f"match_{name}"])
         if f"measured_{name}" in columns and (name not in PROPERTIES or PROPERTIES[name].kind == "number"):
-            asked = np.array([float(condition.get(name, math.nan)) for condition in columns["condition"]])
+            asked = np.array([c[name] if known(c.get(name)) else math.nan for c in columns["condition"]], dtype=float)
             scalars[f"condition/{name}_error"] = _mean(np.abs(columns[f"measured_{name}"] - asked))
     return scalars
 

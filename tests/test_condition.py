@@ -139,14 +139,15 @@ def test_measured_values_and_matches_are_kept_beside_the_score():
     asked = [{"density": 3.0}, {"density": 3.0, "space_group": 225}, {}, {"space_group": 1}, {"element": "Na"}]
     with RewardPool([make("condition"), make("validity")], "condition*validity", workers=0) as pool:
         scored = pool.score(crystals, asked)
+    scored.extra["condition"] = np.array(asked, dtype=object)
     columns = tracking.breakdown_columns(scored)
+    assert columns["condition"].tolist() == asked
     assert columns["measured_density"][:2].tolist() == [c.density for c in crystals[:2]]
     assert np.isnan(columns["measured_density"][2:]).all()
     assert columns["measured_space_group"][[1, 3]].tolist() == [225, 225]
     assert columns["match_space_group"][[1, 3]].tolist() == [1, 0] and columns["match_element"][4] == 1
     expected = [columns["match_density"][0], (columns["match_density"][1] + 1) / 2, 1, 0, 1]
-    assert columns["condition"].tolist() == expected
-    scored.extra["condition"] = np.array(asked, dtype=object)
+    assert columns["condition_score"].tolist() == expected
     scalars = tracking.breakdown_scalars(scored)
     assert scalars["condition/density_error"] == pytest.approx(np.abs(columns["measured_density"][:2] - 3).mean())
     assert scalars["condition/space_group"] == 0.5 and "condition/space_group_error" not in scalars
