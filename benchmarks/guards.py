@@ -2,9 +2,11 @@
 
     python benchmarks/guards.py energy=m3gnet audit=chgnet n=2000
     python benchmarks/guards.py energy=m3gnet mode=relax steps=50 n=2000 families=
+    python benchmarks/guards.py energy=m3gnet source=policy n=200 families=
     python benchmarks/guards.py energy=chgnet audit=m3gnet real= n=0
 
-Real crystals are the first n of a random order of MP-20's test split, none of which is in a shipped hull. A made
+Real crystals are the first n of a random order of MP-20's test split, none of which is in a shipped hull;
+source=policy takes samples of the shipped policy in their place, such as fail no guard on the geometry. A made
 crystal is paid if it scores above 0.01. `below` counts those of the elements' common structures that come out more than
 0.1 eV/atom below the element's known crystals: holes in the potential.
 """
@@ -17,6 +19,7 @@ from collections import Counter
 
 import numpy as np
 from pymatgen.core import Lattice, Structure
+from relaxation import crystals as sampled
 
 from rewards.guards import GUARDS
 from rewards.stability import Stability
@@ -88,7 +91,7 @@ def measured(reward: Stability, crystals: list[Structure], piece: int = 50) -> t
 
 
 def main(energy: str = "m3gnet", audit: str = "", mode: str = "single_point", max_force: float | None = None,
-         steps: int = 50, n: int = 2000, made: int = 200, real: str = "yes",
+         steps: int = 50, n: int = 2000, made: int = 200, real: str = "yes", source: str = "mp20",
          families: str = "yes") -> None:  # fmt: skip
     common = {"energy": energy, "mode": mode, "steps": steps, "cache": False}
     unguarded = Stability(**common, floor=1e9, closest=1e-9, vacuum=15, max_force=np.inf)
@@ -96,13 +99,15 @@ def main(energy: str = "m3gnet", audit: str = "", mode: str = "single_point", ma
     if audit:
         guarded["guards and audit"] = Stability(**common, max_force=max_force, audit=audit)
     if real:
-        crystals = real_crystals(n)
+        crystals = real_crystals(n) if source == "mp20" else sampled(source, n, seed=0, atoms=20)
         counters.drain()
         started = time.perf_counter()
         raw, reasons = measured(guarded.get("guards and audit", guarded["guards"]), crystals)
         counted = counters.drain()
-        print(f"\n{energy}{f', audited by {audit}' if audit else ''}, {mode}: {len(crystals):,} real crystals in "
-              f"{time.perf_counter() - started:.0f} s, {np.isfinite(raw).mean():.1%} measured\n")
+        by = f", audited by {audit}" if audit else ""
+        paid = np.mean(raw < guarded["guards"].width)
+        print(f"\n{energy}{by}, {mode}: {len(crystals):,} of {source} in {time.perf_counter() - started:.0f} s")
+        print(f"{np.isfinite(raw).mean():.1%} measured, {paid:.1%} below {guarded['guards'].width} eV/atom\n")
         print("| guard | refused | share |\n|---|---:|---:|")
         for guard in GUARDS:
             refused = counted[f"guard/{guard}"]
