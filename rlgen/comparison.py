@@ -15,6 +15,7 @@ from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.sampler import decode, sample
 from rlgen import samples, tracking
+from rlgen.asking import Asking
 from rlgen.config import plain
 from rlgen.evaluation import Evaluation, as_dict, as_markdown, evaluate, table
 from rlgen.settings import RayConfig
@@ -24,7 +25,9 @@ from rlgen.tracking import Run
 def compare(config: Any, trained: CrystalPolicy, prompts: PromptTable, log: Run) -> dict[str, Evaluation]:
     """Judge fresh samples of the pretrained and the fine-tuned policy, drawn for the same fresh prompts."""
     rng = np.random.default_rng([config.seed, 5])
-    conditions = prompts.sample(config.evaluate, rng)
+    asking = Asking(prompts, config)
+    conditions = asking.draw(config.evaluate, rng, trained.representation) if asking.asked else prompts.sample(
+        config.evaluate, rng)
     seed = int(rng.integers(2**62))
     pretrained, _ = CrystalPolicy.load(config.policy)
     pretrained.to(trained.device)  # type: ignore[arg-type]

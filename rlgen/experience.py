@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.sampler import Rollout, decode, sample
 from rlgen import checkpoint, energies, processes, tracking
+from rlgen.asking import Asking
 from rlgen.config import plain
 from rlgen.memory import Memory
 from rlgen.metrics import exp_entropy
@@ -24,7 +25,7 @@ from rlgen.protostructure import MIRRORED, read_label
 from rlgen.reference import protostructure_label
 from rlgen.replay import Replay, complete
 from rlgen.reward_pool import RewardPool
-from rlgen.types import Condition, CrystalError, RewardBreakdown, UserError
+from rlgen.types import Condition, CrystalError, RewardBreakdown
 
 Row = TypeVar("Row")
 
@@ -101,27 +102,24 @@ class Collector:
     def enter(self, pool: RewardPool | None, config: Any) -> None:
         """From now on score with this pool, which only the first process has, by the settings of the run's stage."""
         self.pool, self.config = pool, config
-        self._check_properties()
+        self.asking = Asking(self.prompts, config)
         self._asked: dict[tuple[int, int], float] = defaultdict(float)
-        for (group, n_atoms), share in self.prompts.shares(config.prompts.power).items():
-            self._asked[MIRRORED.get(group, group), n_atoms] += share
+        if not self.asking.asked:
+            self._count_asked(self.prompts.shares(config.prompts.power))
         self.replay.begin(f"{plain(config.reward)}, {config.energy}, off_prompt {config.off_prompt}")
 
-    def _check_properties(self) -> None:
-        for name, share in plain(self.config.prompts)["properties"].items():
-            if name not in self.prompts.properties:
-                raise UserError(f"prompts.properties.{name}: this policy was not trained on it; it knows "
-                                f"{', '.join(self.prompts.properties) or 'no properties'}")
-            if isinstance(share, bool | str) or not 0 <= share <= 1:
-                raise UserError(f"prompts.properties.{name}={share}: must be between 0 and 1")
+    def _count_asked(self, shares: Mapping[tuple[int, int], float]) -> None:
+        """How much of what is asked for goes to each space group and size; mirror images count together."""
+        for (group, n_atoms), share in shares.items():
+            self._asked[MIRRORED.get(group, group), n_atoms] += share
 
     def draw(self, policy: CrystalPolicy, step: int) -> Rollout:
         """`batch` sequences: groups of `group_size`, each answering one prompt, drawn from the data's or replayed."""
         size = self.config.algorithm.group_size
         rng = np.random.default_rng([self.config.seed, 3, step])
-        keep = plain(self.config.prompts)
-        keep |= keep.pop("properties")
-        conditions = self.prompts.sample(self.config.batch // size, rng, power=keep.pop("power"), keep=keep)
+        if not self._asked:
+            self._count_asked(self.asking.shares(policy.representation))
+        conditions = self.asking.draw(self.config.batch // size, rng, policy.representation)
         generator = torch.Generator(policy.device).manual_seed(int(rng.integers(2**62)) + processes.index())
         chosen = self.replay.choose(len(conditions), rng)
         conditions[: len(chosen)] = [kept[0].condition for kept in chosen]

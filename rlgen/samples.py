@@ -29,7 +29,7 @@ FOLDER = FORMATS["cif"].name
 PARTS = "samples"
 #: A folder of this name says that a write was cut off.
 _UNFINISHED = ".unfinished-"
-_TABLES: dict[str, Callable[..., pd.DataFrame]] = {
+TABLES: dict[str, Callable[..., pd.DataFrame]] = {
     ".parquet": pd.read_parquet,
     ".csv": pd.read_csv,
     ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False, convert_dates=False),
@@ -37,7 +37,7 @@ _TABLES: dict[str, Callable[..., pd.DataFrame]] = {
 _FRAMES = (".extxyz", ".xyz")
 _FILES = (".cif", ".poscar", ".vasp", ".contcar")
 _DATABASE, _JSON = ".db", ".json"
-_KNOWN = [*_TABLES, *_FRAMES, *_FILES, _DATABASE, _JSON]
+_KNOWN = [*TABLES, *_FRAMES, *_FILES, _DATABASE, _JSON]
 #: Columns that may hold a CIF: ours, and LeMat-GenBench's.
 _CIFS = ("cif", "cif_string")
 
@@ -142,7 +142,7 @@ def _read_folder(folder: Path) -> SampleTable:
         return SampleTable([_parse(_structure_from, file) for file in files], [f.stem for f in files])
     if (folder / FOLDER).is_dir():
         return _read_folder(folder / FOLDER)
-    single = [file for file in folder.iterdir() if file.suffix.lower() in (*_FRAMES, *_TABLES)]
+    single = [file for file in folder.iterdir() if file.suffix.lower() in (*_FRAMES, *TABLES)]
     if len(single) > 1:
         raise UserError(f"{folder}: holds {', '.join(sorted(file.name for file in single))}: name the one to read")
     return _read_file(single[0]) if single else SampleTable([], [])
@@ -150,7 +150,7 @@ def _read_folder(folder: Path) -> SampleTable:
 
 def _read_file(file: Path) -> SampleTable:
     suffix = file.suffix.lower()
-    if suffix in _TABLES:
+    if suffix in TABLES:
         return _read_table(file)
     if suffix in _FRAMES:
         return _numbered(file, files.structure_from_frame, files.frames(file))
@@ -170,7 +170,7 @@ def _numbered(file: Path, parse: Callable[[Any], Structure], sources: Iterable[A
 
 def _read_table(file: Path) -> SampleTable:
     try:
-        table = _TABLES[file.suffix.lower()](file)
+        table = TABLES[file.suffix.lower()](file)
     except (ValueError, OSError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
         raise UserError(f"{file}: cannot be read as a table: {error}") from error
     return _from_table(table, file)

@@ -99,6 +99,8 @@ class PromptsConfig:
     n_atoms: float = 1.0
     element: float = 1.0
     properties: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, Any] = field(default_factory=dict)
+    file: str | None = None
 
 
 @dataclass

@@ -6,6 +6,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import CRYSTALS
@@ -16,7 +17,7 @@ from policies.prompts import PromptTable
 from policies.representations import REPRESENTATIONS, make
 from policies.sampler import decode, sample
 from rlgen import samples
-from rlgen.asking import combinations
+from rlgen.asking import Asking, combinations
 from rlgen.conditions import CRYSTAL_SYSTEMS, SYSTEM, Category, Transform, crystal_system, groups_of, read
 from rlgen.config import load
 from rlgen.data import Record
@@ -536,3 +537,56 @@ def test_the_command_samples_every_combination(salts, tmp_path):
                                (["condition.length=long"], "no number"), (["guidance=-1"], "at least 0")):
         with pytest.raises(UserError, match=message):
             run_sample(load("sample", [f"policy={salts}", f"output={tmp_path}", "n=6", *arguments]))
+
+
+# Fine-tuning
+
+
+def asking(table, *settings):
+    return Asking(table, load("finetune", [f"prompts.{setting}" for setting in settings]))
+
+
+def test_prompts_of_a_grid_ask_for_every_combination():
+    rep = make("orbits", max_atoms=12, conditions={name: scale.to_dict() for name, scale in OF_TABLE.items()})
+    some = asking(TABLE, "grid.density=[3,8]", "grid.space_group=[221,225]", "n_atoms=0.5")
+    drawn = some.draw(400, np.random.default_rng(0), rep)
+    pairs = [(c["density"], c["space_group"]) for c in drawn]
+    for pair in [(3, 221), (3, 225), (8, 221), (8, 225)]:
+        assert pairs.count(pair) / 400 == pytest.approx(0.25, abs=0.07)
+    assert np.mean(["n_atoms" in c for c in drawn]) == pytest.approx(0.5, abs=0.08)
+    assert all(c.get("n_atoms", 5) == {221: 5, 225: 2}[c["space_group"]] for c in drawn if "n_atoms" in c)
+    assert all("element" in c and "gap" not in c for c in drawn)
+    shares = some.shares(rep)
+    assert shares[221, 5] == pytest.approx(0.25, abs=0.05) and set(shares) == {(221, 5), (225, 2)}
+    # One step's prompts follow from its generator alone.
+    assert drawn == some.draw(400, np.random.default_rng(0), rep)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_prompts_of_a_file_are_its_rows(tmp_path, suffix):
+    table = pd.DataFrame({"density": [3.5, None], "space_group": [225, None], "formula": ["NaCl", "SrTiO3"]})
+    file = tmp_path / f"asked.{suffix}"
+    if suffix == "csv":
+        table.to_csv(file, index=False)
+    else:
+        table.to_json(file, orient="records", lines=True)
+    some = asking(TABLE, f"file={file}")
+    assert some.asked == [{"density": 3.5, "space_group": 225, "formula": "NaCl"}, {"formula": "SrTiO3"}]
+    rep = make("orbits", max_atoms=12, conditions={name: scale.to_dict() for name, scale in OF_TABLE.items()})
+    drawn = some.draw(20, np.random.default_rng(0), rep)
+    assert all(c["space_group"] == 225 and c["density"] == 3.5 for c in drawn if c["formula"] == "NaCl")
+    assert {c["formula"] for c in drawn} == {"NaCl", "SrTiO3"} and all("element" not in c for c in drawn)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    (["grid.density=3", "file=x.csv"], "cannot both"), (["file=nowhere.csv"], "no such file"),
+    (["file=x.txt"], "no table; known: .*csv"), (["properties.hardness=1"], "hardness: .*it knows density, gap"),
+    (["properties.gap=2"], "between 0 and 1"), (["grid.density=[]"], "empty list")])
+def test_prompts_that_cannot_be(settings, message):
+    with pytest.raises(UserError, match=message):
+        asking(TABLE, *settings)
+
+
+def test_trl_has_no_prompts_for_the_grammar_alone():
+    with pytest.raises(UserError, match="algorithm=grpo"):
+        Asking(TABLE, load("finetune", ["algorithm=trl", "prompts.grid.formula=NaCl"]))
