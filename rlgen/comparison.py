@@ -1,4 +1,4 @@
-"""The end of a fine-tuning run: fresh samples of the policy before and after, judged side by side."""
+"""The end of a fine-tuning run: fresh samples of the policy before and after, judged side by side, and a page of it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from rlgen import samples, tracking
 from rlgen.asking import Asking
 from rlgen.config import plain
 from rlgen.evaluation import Evaluation, as_dict, as_markdown, evaluate, table
+from rlgen.hull import Hull
+from rlgen.report.page import Page
 from rlgen.settings import RayConfig
 from rlgen.tracking import Run
 
@@ -34,11 +36,11 @@ def compare(config: Any, trained: CrystalPolicy, prompts: PromptTable, log: Run)
     known = "shipped:all" if config.data == "shipped" else config.data
     ray = RayConfig(**plain(config.ray))
     ray = replace(ray, chunk=max(1, ray.chunk // 2), timeout_s=8 * ray.timeout_s)  # relaxing takes much longer
-    found = {}
+    found, drawn = {}, {}
     for name, policy in (("pretrained", pretrained), ("fine-tuned", trained)):
         print(f"judging {config.evaluate} fresh crystals of the {name} policy")
         rollout = sample(policy, conditions, torch.Generator(policy.device).manual_seed(seed))
-        crystals = decode(policy, rollout)
+        crystals = drawn[name] = decode(policy, rollout)
         found[name] = evaluate(crystals, energy=config.judge, reference=known, steps=config.relax_steps,
                                workers=config.workers, ray=ray, seed=config.seed)
         columns = {c: found[name].samples[c].to_numpy() for c in found[name].samples if c != "formula"}
@@ -51,5 +53,8 @@ def compare(config: Any, trained: CrystalPolicy, prompts: PromptTable, log: Run)
     (Path(config.output) / "before_after.json").write_text(
         json.dumps(as_dict(found), indent=1) + "\n",
         encoding="utf-8")
+    hull = Hull.load(found["fine-tuned"].notes["scale"])
+    run = Path(config.output)
+    Page("Before and after fine-tuning", found, drawn, hull=hull, run=run).write(run / "report.html")
     Console().print(table(found))
     return found

@@ -24,7 +24,7 @@ from rlgen.protostructure import read_label
 from rlgen.reference import Reference, Tolerance, duplicate_groups, protostructure_label
 from rlgen.report import as_dict, as_markdown, table
 from rlgen.settings import MetricsConfig, RayConfig
-from rlgen.summary import FIELD, failures, summarise
+from rlgen.summary import FIELD, failures, flags, summarise
 from rlgen.types import Condition, CrystalError, UserError
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ class Evaluation:
     """B judged samples.
 
     samples: one row each: `formula`, `status`, `reason`, `valid`, `apart`, `radii_apart`, `neutral`, `unique`, `novel`,
-    `e_above_hull` that decides and `e_above_hull_written` (eV/atom, NaN where not measured), `displacement` (Å) from
-    where it relaxes to, `density` (g/cm³), `n_elements`, `space_group`, `prototype`, `n_atoms` of the primitive cell,
-    `chemical_system`, `covered`. summary: an estimate for keys of `rlgen.report.ROWS`. failures: how many samples were
-    lost, by kind. notes: what judged, and how.
+    `sun` (metastable too), `e_above_hull` that decides and `e_above_hull_written` (eV/atom, NaN where not measured),
+    `displacement` (Å) from where it relaxes to, `density` (g/cm³), `n_elements`, `space_group`, `prototype`, `n_atoms`
+    of the primitive cell, `chemical_system`, and, where there are real crystals, whether one is near (`covered`).
+    summary: an estimate for keys of `rlgen.report.ROWS`. failures: samples lost, by kind. notes: what judged, and how.
     """
 
     samples: pd.DataFrame
@@ -85,8 +85,9 @@ def evaluate(
     notes |= {"samples": len(crystals), "relaxed": relax, "fmax": fmax, "steps": steps, "seed": seed}
     notes |= {"definitions": vars(settings)}
     others = None if real is None else Real.load(real)
-    # Energies as written are shown, not paid for: they are measured however close atoms are.
-    written = WrittenStability(energy=energy, hull=hull, mode="single_point", closest=0.0)
+    # Energies as written are shown, not paid for: they are measured however close atoms are and strong the forces.
+    strongest = np.inf if relax else None
+    written = WrittenStability(energy=energy, hull=hull, mode="single_point", closest=0.0, max_force=strongest)
     rewards: list[Reward] = [Novelty(reference, tolerance.ltol, tolerance.stol, tolerance.angle_tol), written]
     if relax:
         rewards.append(Stability(energy=energy, hull=hull, mode="relax", fmax=fmax, steps=steps))
@@ -108,6 +109,7 @@ def evaluate(
     valid = np.flatnonzero(judged["valid"])
     chosen = [c for c, keep in zip(crystals, judged["valid"], strict=True) if keep and isinstance(c, Structure)]
     _describe_all(judged, valid, chosen, tolerance)
+    judged["sun"] = flags(judged, settings)["sun"]
     summary = summarise(judged, seed, settings)
     if others is not None:
         found, unlike = coverage(chosen, others, settings, progress)

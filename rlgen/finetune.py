@@ -73,9 +73,10 @@ def run(config: Any) -> None:
         judged = compare(config, trained, prompts, log) if config.evaluate else {}
         write_finetuned(output / "policy", config, sum(p.numel() for p in trained.parameters()), judged)
         notes = "".join(f"{note}\n" for note in log.notes())
+    report = f"report:      {output / 'report.html'}\n" if config.evaluate else ""
     print(f"\n{notes}in {(time.monotonic() - started) / 60:.1f} minutes\nrun:         {output}\npolicy:      "
           f"{output / 'policy'}\nsamples:     {output / samples.TABLE}\nTensorBoard: tensorboard --logdir {output}\n"
-          f"next:        python -m rlgen.sample policy={output / 'policy'} n=1000 output=my_crystals")
+          f"{report}next:        python -m rlgen.sample policy={output / 'policy'} n=1000 output=my_crystals")
 
 
 def train(config: Any, policy: CrystalPolicy, collector: Collector, log: Run, last: Path | None, *, changed: bool

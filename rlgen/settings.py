@@ -232,7 +232,8 @@ class EvaluateConfig:
 
     input: str = "???"
     compare: str | None = None
-    output: str | None = None
+    output: str | None = "evaluation"
+    run: str | None = None
     energy: str = "auto"
     hull: str | None = None
     data: str = "shipped"

@@ -18,26 +18,27 @@ from rlgen.settings import MetricsConfig
 FIELD = MetricsConfig()
 
 
+def flags(samples: pd.DataFrame, settings: MetricsConfig = FIELD) -> dict[str, np.ndarray]:
+    """Whether each judged sample (B,) counts in each share."""
+    names = ("valid", "apart", "radii_apart", "neutral", "unique", "novel")
+    found = {name: samples[name].to_numpy(bool) for name in names}
+    above = samples["e_above_hull"].to_numpy(float)
+    metastable, stable = above <= settings.metastable, above <= settings.stable  # NaN is neither
+    new = found["unique"] & found["novel"]
+    return found | {
+        "metastable": metastable,
+        "stable": stable,
+        "sun": metastable & new,
+        "sun_strict": stable & new,
+        "msun": metastable & ~stable & new,
+    }
+
+
 def summarise(samples: pd.DataFrame, seed: int = 0, settings: MetricsConfig = FIELD) -> dict[str, Estimate]:
     """Estimates for `ROWS` from judged samples. Diversity and energies are of the valid samples, shares of all."""
     rng = np.random.default_rng(seed)
-    valid, unique, novel = (samples[name].to_numpy(bool) for name in ("valid", "unique", "novel"))
-    above = samples["e_above_hull"].to_numpy(float)
-    metastable, stable = above <= settings.metastable, above <= settings.stable  # NaN is neither
-    flags = {
-        "valid": valid,
-        "apart": samples["apart"].to_numpy(bool),
-        "radii_apart": samples["radii_apart"].to_numpy(bool),
-        "neutral": samples["neutral"].to_numpy(bool),
-        "unique": unique,
-        "novel": novel,
-        "metastable": metastable,
-        "stable": stable,
-        "sun": metastable & unique & novel,
-        "sun_strict": stable & unique & novel,
-        "msun": metastable & ~stable & unique & novel,
-    }
-    summary = {name: metrics.share(values, rng) for name, values in flags.items()}
+    counted = flags(samples, settings)
+    summary = {name: metrics.share(values, rng) for name, values in counted.items()}
     for name in ("e_above_hull_written", "e_above_hull"):
         summary[name] = metrics.median(samples[name].to_numpy(float), rng)
     summary["displacement"] = metrics.mean(samples["displacement"].to_numpy(float), rng)
@@ -49,7 +50,7 @@ def summarise(samples: pd.DataFrame, seed: int = 0, settings: MetricsConfig = FI
     prototypes = [None if pd.isna(label) else label for label in samples["prototype"]]
     summary["distinct_prototypes"] = metrics.distinct(prototypes, rng)
     summary["sun_prototypes"] = metrics.distinct(
-        [label if sun else None for label, sun in zip(prototypes, flags["sun"], strict=True)], rng
+        [label if sun else None for label, sun in zip(prototypes, counted["sun"], strict=True)], rng
     )
     summary["n_atoms"] = metrics.mean(samples["n_atoms"].to_numpy(float), rng)
     return summary
@@ -62,8 +63,10 @@ def failures(samples: pd.DataFrame) -> dict[str, int]:
         if status == "invalid":
             kinds[f"invalid: {kind(reason)}"] += 1
         elif status == "failed":
-            for one in reason.split("; "):  # several rewards may have failed
-                reward, _, why = one.partition(": ")
+            lost = [one.partition(": ") for one in reason.split("; ")]  # several rewards may have failed
+            for reward, _, why in lost:
+                if reward == "displacement" and any(other == "stability" for other, _, _ in lost):
+                    continue  # what could not be relaxed is told once
                 kinds[f"{reward}: {kind(why)}"] += 1
     return dict(kinds.most_common())
 

@@ -1,9 +1,9 @@
-"""Evaluations side by side: a table for the terminal, Markdown, and plain data for JSON."""
+"""Evaluations side by side: a table for the terminal, Markdown, plain data for JSON, and (`page`) one in HTML."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -122,10 +122,23 @@ def _each(what: str, evaluations: Mapping[str, Evaluation], say: Callable[[Evalu
     return [f"{what} ({name}): {text}" for name, text in said.items()]
 
 
-def _cells(evaluations: Mapping[str, Evaluation]) -> Iterable[tuple[str, list[str]]]:
-    show = {"share": Estimate.percent, "number": Estimate.number, "fine": lambda estimate: estimate.number(3)}
+#: How an estimate of each kind is written.
+SHOWN: dict[str, Callable[[Estimate], str]] = {
+    "share": Estimate.percent,
+    "number": Estimate.number,
+    "fine": lambda estimate: estimate.number(3),
+}
+
+
+def rows(evaluations: Mapping[str, Evaluation]) -> Iterator[tuple[str, str, list[Estimate]]]:
+    """Label, kind and estimates of every figure that any of the evaluations has."""
     definitions = [one.notes["definitions"] for one in evaluations.values()]
     for key, (label, kind) in ROWS.items():
         if any(key in one.summary for one in evaluations.values()):
             shown = " / ".join(dict.fromkeys(label.format(**numbers) for numbers in definitions))
-            yield shown, [show[kind](one.summary.get(key, NOTHING)) for one in evaluations.values()]
+            yield shown, kind, [one.summary.get(key, NOTHING) for one in evaluations.values()]
+
+
+def _cells(evaluations: Mapping[str, Evaluation]) -> Iterator[tuple[str, list[str]]]:
+    for label, kind, estimates in rows(evaluations):
+        yield label, [SHOWN[kind](estimate) for estimate in estimates]
