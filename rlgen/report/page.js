@@ -266,6 +266,7 @@ best();
 find("#diagrams .hint").textContent = "Known crystals of the judging potential's hull, and the best crystals of two or three elements.";
 find("#diagrams .charts").append(...data.diagrams.map(diagram));
 samples();
+find("#distributions").hidden = !find("#distributions figure");
 find("#learning").hidden = !data.curves.length;
 find("#diagrams").hidden = !data.diagrams.length;
 for (const section of document.querySelectorAll("main section:not([hidden])"))
