@@ -11,7 +11,7 @@ import numpy as np
 from policies.representations.asked import Asked, Charges
 from policies.representations.base import MAX_Z
 from policies.representations.invariant import ranks
-from policies.representations.invariant_occupations import ANY, Counts, can_have, makeable, smallest_free
+from policies.representations.invariant_occupations import Counts, can_have, makeable, smallest_free
 from policies.representations.orbit_chemistry import _any_of, _sums
 from policies.representations.orbit_tables import tables
 from rlgen.types import UserError
@@ -107,7 +107,7 @@ class Formula:
         if not self.group:
             return list(budgets)
         good = [b for b in budgets if makeable(self.max_atoms, self.group, tuple(b.values()))]
-        proper = [b for b in good if can_have(self.max_atoms, self.group, (), tuple(sorted(b.values())))]
+        proper = [b for b in good if can_have(self.max_atoms, self.group, tuple(b.values()))]
         return proper or good
 
     def _elements_of_budgets(self) -> np.ndarray:
@@ -150,7 +150,7 @@ def _elements(max_atoms: int, group: int, counts: Counts, left: int, exact: bool
             good[z], proper[z] = bool(some[0]), bool(some[1])
     good = proper if proper.any() else good
     if counts and not owed and not (exact and left):
-        symmetric = exact or not group or can_have(max_atoms, group, (), counts)
+        symmetric = exact or not group or can_have(max_atoms, group, counts)
         good[0] = symmetric or not good.any()
     return good
 
@@ -176,7 +176,7 @@ def next_counts(max_atoms: int, group: int, counts: Counts, left: int, exact: bo
     good = tuple(c for c in range(1, left + 1) if _leaves(max_atoms, group, (*counts, c), left - c, exact, more))
     if not group or not exact:
         return good, good
-    return good, tuple(c for c in good if can_have(max_atoms, group, (), tuple(sorted((*counts, c))), ANY, left - c))
+    return good, tuple(c for c in good if can_have(max_atoms, group, (*counts, c), left - c))
 
 
 def _leaves(max_atoms: int, group: int, counts: Counts, rest: int, exact: bool, more: bool | None) -> bool:

@@ -181,7 +181,7 @@ class InvariantState(State):
         def among(rows: torch.Tensor, lines: bool) -> list[dict[int, tuple[Counts, Counts]]]:
             room = self.places.room(rows, self.group[rows], lines).tolist()
             return [lasting(self.rep.max_atoms, int(self.group[i]), self.rest[i], self.cap[i],
-                            tuple(some[: len(atoms_of(self.rep.max_atoms, int(self.group[i])))]))
+                            some[: len(atoms_of(self.rep.max_atoms, int(self.group[i])))])
                     for i, some in zip(rows.tolist(), room, strict=True)]
 
         found = among(rows, False)

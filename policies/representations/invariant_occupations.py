@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 from policies.representations.elbow_room import rooms
 from policies.representations.orbit_tables import ANY, tables
-from policies.representations.patterns import Pattern, has_group, pins
+from policies.representations.patterns import Elements, Pattern, kept, pins
 
 Counts = tuple[int, ...]
-#: Occupations looked at before a space group is taken to be possible.
-_PATIENCE = 200
 
 
 @cache
@@ -33,7 +32,9 @@ def makeable(max_atoms: int, group: int, counts: Counts) -> bool:
 
 def _held(max_atoms: int, group: int, used: tuple[int, ...], first: int, cap: int, others: Counts) -> bool:
     """Whether the positions that are not used up can hold the counts, the first on positions of up to `cap` atoms."""
-    return _fillable(*_parts(max_atoms, group, tuple(sorted(used))), first, cap, others)
+    free = _parts(max_atoms, group, ())[0]
+    return _sum_up(free, first, cap, others) or _fillable(*_parts(max_atoms, group, tuple(sorted(used))), first, cap,
+                                                          tuple(sorted(others)))
 
 
 @cache
@@ -47,7 +48,7 @@ def _parts(max_atoms: int, group: int, used: tuple[int, ...]) -> tuple[Counts, C
 @cache
 def _fillable(free: Counts, fixed: Counts, first: int, cap: int, others: Counts) -> bool:
     """`_held` by positions for any number of times, and those for once, all by their atoms."""
-    if _sums_up(free, first, cap) and all(_sums_up(free, c, ANY) for c in others):
+    if _sum_up(free, first, cap, others):
         return True
     if not fixed:
         return False
@@ -62,15 +63,21 @@ def _fillable(free: Counts, fixed: Counts, first: int, cap: int, others: Counts)
     return _fillable(free, rest, first, cap, others)
 
 
+def _sum_up(parts: Counts, first: int, cap: int, others: Counts) -> bool:
+    """Whether all counts are sums of parts, each as often as one likes, the first of parts of up to `cap`."""
+    return bool(_sums(parts, cap) >> first & 1) and all(_sums(parts, ANY) >> c & 1 for c in others)
+
+
 @cache
-def _sums_up(parts: Counts, total: int, cap: int) -> bool:
-    """Whether a total is a sum of parts of up to `cap`, each as often as one likes."""
-    reached = 1
+def _sums(parts: Counts, cap: int) -> int:
+    """The sums below `ANY` of parts of up to `cap`, as bits."""
+    reached, within = 1, (1 << ANY) - 1
     for part in parts:
-        if part <= min(cap, total):
-            for n in range(part, total + 1):
-                reached |= (reached >> (n - part) & 1) << n
-    return bool(reached >> total & 1)
+        step = part
+        while part <= cap and step < ANY:
+            reached |= reached << step & within
+            step *= 2
+    return reached
 
 
 @cache
@@ -80,35 +87,49 @@ def choices(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int
     pattern: the sites so far, elements labelled 0, 1, ... as they come. rest: atoms still to be placed of the current
     element, not 0, and of each that comes after it. cap: the largest position, in atoms, that may follow.
     """
-    possible = _steps(max_atoms, group, pattern, _label(pattern, cap), rest, cap)
-    return (tuple(i for i, _, _ in possible),
-            tuple(i for i, _, after in possible if can_have(max_atoms, group, *after)))
+    label = max((label for _, label in pattern), default=-1) + (cap == ANY)
+    labels = {label for _, label in pattern} - {label}
+    finished = _in_order([[i for i, other in pattern if other == some] for some in labels])
+    current = tuple(sorted(i for i, other in pattern if other == label))
+    others = tuple(sorted(rest[1:]))
+    possible = _steps(max_atoms, group, finished, current, rest[0], cap, others)
+    return (tuple(i for i, _ in possible),
+            tuple(i for i, m in possible if _can_have(
+                max_atoms, group, *_after(finished, current, i, rest[0] - m, m), others, 0)))
 
 
-@cache
-def lasting(max_atoms: int, group: int, rest: Counts, cap: int, room: tuple[int, ...]
+def lasting(max_atoms: int, group: int, rest: Counts, cap: int, room: Sequence[int]
             ) -> dict[int, tuple[Counts, Counts]]:
     """Positions (indices) on which a site leaves what there is room for; for each the points that must be occupied
     later, and all that some may have to be. rest, cap: as for `choices`. room: how many sites each position has room
     for, `ANY` for any number.
     """
-    table, most, others = atoms_of(max_atoms, group), sum(rest), tuple(sorted(rest[1:]))
-    free = tuple(sorted({m for (m, _), some in zip(table, room, strict=True) if some == ANY}))
-    few = tuple(0 if some == ANY else min(some, most // m) for (m, _), some in zip(table, room, strict=True))
+    most = sum(rest)
+    enough = tuple(ANY if some >= most // m and again else some
+                   for (m, again), some in zip(atoms_of(max_atoms, group), room, strict=True))
+    return _lasting(max_atoms, group, rest[0], tuple(sorted(rest[1:])), cap, enough)
 
-    points = tuple(j for j, (_, again) in enumerate(table) if not again and few[j])
+
+@cache
+def _lasting(max_atoms: int, group: int, first: int, others: Counts, cap: int, room: Counts
+             ) -> dict[int, tuple[Counts, Counts]]:
+    table = atoms_of(max_atoms, group)
+    free = tuple(sorted({m for (m, _), some in zip(table, room, strict=True) if some == ANY}))
+    few = [0 if some == ANY else some for some in room]
+    points = [j for j, (_, again) in enumerate(table) if not again and few[j]]
 
     def holds(i: int, *without: int) -> bool:
+        m = table[i][0]
+        if _sum_up(free, first - m, m, others):
+            return True
         fixed = (m for j, (m, _) in enumerate(table) if j not in without for _ in range(few[j] - (j == i)))
-        return _fillable(free, tuple(sorted(fixed)), rest[0] - table[i][0], table[i][0], others)
+        return _fillable(free, tuple(sorted(fixed)), first - m, m, others)
 
     def needed(i: int) -> tuple[Counts, Counts]:
-        others = tuple(j for j in points if j != i)
-        if holds(i, *others):
-            return (), ()
-        return tuple(j for j in others if not holds(i, j)), others
+        rest = tuple(j for j in points if j != i)
+        return ((), ()) if holds(i, *rest) else (tuple(j for j in rest if not holds(i, j)), rest)
 
-    return {i: needed(i) for i, (m, _) in enumerate(table) if room[i] and m <= min(rest[0], cap) and holds(i)}
+    return {i: needed(i) for i, (m, _) in enumerate(table) if room[i] and m <= min(first, cap) and holds(i)}
 
 
 @cache
@@ -117,78 +138,76 @@ def fits(max_atoms: int, group: int, counts: Counts, sides: tuple[float, ...]) -
     return bool(lasting(max_atoms, group, counts, ANY, rooms(max_atoms, group, sides, 1)))
 
 
-def _label(pattern: Pattern, cap: int) -> int:
-    """The label of the next site: a new one if nothing bounds it by what came before."""
-    last = max((label for _, label in pattern), default=-1)
-    return last + 1 if cap == ANY else last
-
-
-def _steps(max_atoms: int, group: int, pattern: Pattern, label: int, rest: Counts, cap: int
-           ) -> list[tuple[int, int, tuple[Pattern, Counts, int]]]:
-    """(position, its atoms, what is left) for positions that leave something that can be completed, in their order."""
-    used = tuple(i for i, _ in pattern)
-    found = []
-    for i, (m, again) in enumerate(atoms_of(max_atoms, group)):
-        if m > min(rest[0], cap) or (not again and i in used):
-            continue
-        if _held(max_atoms, group, (*used, i), rest[0] - m, m, tuple(sorted(rest[1:]))):
-            left = (rest[0] - m, *rest[1:]) if rest[0] > m else rest[1:]
-            found.append((i, m, ((*pattern, (i, label)), left, m if rest[0] > m else ANY)))
-    return found
+def can_have(max_atoms: int, group: int, counts: Counts, fresh: int = 0) -> bool:
+    """Whether so many atoms of some elements, and `fresh` more of elements not yet chosen, can be on positions such that
+    they have the group and no more symmetry."""
+    return _can_have(max_atoms, group, (), (), 0, ANY, tuple(sorted(counts)), fresh)
 
 
 @cache
-def can_have(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int = ANY, fresh: int = 0) -> bool:
-    """Whether sites can be completed such that they have the group and no more symmetry; arguments as for `choices`.
+def _can_have(max_atoms: int, group: int, finished: Elements, current: Counts, first: int, cap: int, others: Counts,
+              fresh: int) -> bool:
+    """Whether sites can be completed such that they have the group and no more symmetry.
 
-    fresh: atoms after those of `rest`, of elements not yet chosen. Where that takes long to find out, it is taken to be
-    so. False where they cannot be completed at all.
+    finished: positions of the elements that get no more sites. current: those of the one that gets `first` more atoms
+    on positions of up to `cap`. others, fresh: see `can_have`.
     """
-    if _can_be_pinned(max_atoms, group, tuple(i for i, _ in pattern), rest, cap, fresh):
+    if not first and others:
+        return _can_have(max_atoms, group, finished, (), others[-1], ANY, others[:-1], fresh)
+    left = kept(group, finished)
+    used = (*(i for sites in finished for i in sites), *current)
+    if left == 1:
+        return _held(max_atoms, group, used, first, cap, _with(others, fresh))
+    if not first and not fresh:
+        return False
+    if _can_be_pinned(max_atoms, group, used, current, first, cap, others, fresh):
         return True
-    patience = [_PATIENCE]
-
-    def walk(pattern: Pattern, rest: Counts, cap: int, fresh: int) -> bool:
-        label = _label(pattern, cap)
-        if _pinned(group, [site for site in pattern if site[1] < label or not rest]):
-            others = tuple(sorted((*rest[1:], *([fresh] if fresh else []))))
-            return _held(max_atoms, group, tuple(i for i, _ in pattern), rest[0] if rest else 0, cap, others)
-        if not rest and not fresh:
-            return bool(pattern) and has_group(group, pattern)
-        patience[0] -= 1
-        if patience[0] < 0:
-            return True
-        if rest:
-            steps = [(*after, fresh) for _, _, after in _steps(max_atoms, group, pattern, label, rest, cap)]
-        else:  # every site a new element: the way to the least symmetry
-            steps = [(after[0], (), ANY, fresh - m)
-                     for _, m, after in _steps(max_atoms, group, pattern, label, (fresh,), ANY)]
-        return any(walk(*step) for step in reversed(steps))  # the least symmetric position first
-
-    return walk(pattern, rest, cap, fresh)
+    if first:
+        return any(_can_have(max_atoms, group, *_after(finished, current, i, first - m, m), others, fresh) for i, m in
+                   reversed(_steps(max_atoms, group, finished, current, first, cap, _with(others, fresh))))
+    # Every site a new element: the way to the least symmetry. The least symmetric position first.
+    return any(_can_have(max_atoms, group, _in_order([*finished, (i,)]), (), 0, ANY, (), fresh - m)
+               for i, m in reversed(_steps(max_atoms, group, finished, (), fresh, ANY, ())))
 
 
-def _pinned(group: int, finished: list[tuple[int, int]]) -> bool:
-    """Whether the only site of an element that gets no more sites has the group by itself."""
-    labels = [label for _, label in finished]
-    return any(pins(group)[i] and labels.count(label) == 1 for i, label in finished)
+def _after(finished: Elements, current: Counts, i: int, left: int, m: int) -> tuple[Elements, Counts, int, int]:
+    """The first arguments of `_can_have` after one more site of the current element, on position i of m atoms."""
+    if left:
+        return finished, tuple(sorted((*current, i))), left, m
+    return _in_order([*finished, (*current, i)]), (), 0, ANY
 
 
-def _can_be_pinned(max_atoms: int, group: int, used: tuple[int, ...], rest: Counts, cap: int, fresh: int) -> bool:
+def _in_order(elements: Sequence[Sequence[int]]) -> Elements:
+    return tuple(sorted(tuple(sorted(sites)) for sites in elements))
+
+
+def _with(counts: Counts, one: int) -> Counts:
+    return tuple(sorted((*counts, one))) if one else counts
+
+
+def _steps(max_atoms: int, group: int, finished: Elements, current: Counts, first: int, cap: int, others: Counts
+           ) -> list[tuple[int, int]]:
+    """(position, its atoms) for those positions that leave what can be completed, in their order."""
+    used = (*(i for sites in finished for i in sites), *current)
+    return [(i, m) for i, (m, again) in enumerate(atoms_of(max_atoms, group))
+            if m <= min(first, cap) and (again or i not in used)
+            and _held(max_atoms, group, used if again else (*used, i), first - m, m, others)]
+
+
+def _can_be_pinned(max_atoms: int, group: int, used: Counts, current: Counts, first: int, cap: int, others: Counts,
+                   fresh: int) -> bool:
     """Whether an element that is still to come can have its only site on a position that pins the group: the way of
-    most. Elements of `rest` after a first one that is bound by `cap` are free to."""
-    first, others = (rest[0], rest[1:]) if rest and cap < ANY else (0, rest)
+    most."""
+    whole = others if current or not first else _with(others, first)  # elements without sites so far
+    begun = first if current else 0
     for i, (m, again) in enumerate(atoms_of(max_atoms, group)):
         if not pins(group)[i] or (not again and i in used):
             continue
-        taken = (*used, i)
-        if m in others:
-            j = others.index(m)
-            left = (*others[:j], *others[j + 1 :], *([fresh] if fresh else []))
-            if _held(max_atoms, group, taken, first, cap, tuple(sorted(left))):
+        taken = used if again else (*used, i)
+        if m in whole:
+            j = whole.index(m)
+            if _held(max_atoms, group, taken, begun, cap, _with((*whole[:j], *whole[j + 1 :]), fresh)):
                 return True
-        if m <= fresh:
-            left = (*others, *([fresh - m] if fresh > m else []))
-            if _held(max_atoms, group, taken, first, cap, tuple(sorted(left))):
-                return True
+        if m <= fresh and _held(max_atoms, group, taken, begun, cap, _with(whole, fresh - m)):
+            return True
     return False

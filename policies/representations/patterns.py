@@ -8,6 +8,7 @@ and the cell, taken at random, do not matter.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
@@ -20,6 +21,8 @@ from policies.representations.wyckoff import GRID, centring, operations, positio
 
 #: (position, label) of every site in the order of writing; labels tell elements apart, and count from 0 as they come.
 Pattern = tuple[tuple[int, int], ...]
+#: The positions of each element's sites, sorted, and sorted by element: whatever the elements are.
+Elements = tuple[tuple[int, ...], ...]
 #: Coordinates are whole numbers of 1/_FINE: symmetry is exact, and parameters are equal only where they must be.
 _FINE = 24 * 10007
 _MAPS = np.array(list(itertools.product((-1, 0, 1), repeat=9))).reshape(-1, 3, 3)
@@ -78,26 +81,46 @@ def _pinned(group: int, pattern: Pattern) -> bool:
 @cache
 def _has_group(group: int, pattern: Pattern) -> bool:
     """Whether all that keeps the sites of every element are the operations of the group."""
-    elements: dict[int, list[tuple[int, int]]] = {}
-    copies: dict[int, int] = {}
+    elements: dict[int, list[int]] = {}
     for index, label in pattern:
-        copies[index] = copies.get(index, -1) + 1
-        elements.setdefault(label, []).append((index, copies[index]))
-    return len(frozenset.intersection(*(_symmetries(group, tuple(sites)) for sites in elements.values()))) == 1
+        elements.setdefault(label, []).append(index)
+    return kept(group, tuple(sorted(tuple(sorted(sites)) for sites in elements.values()))) == 1
 
 
 @cache
-def _symmetries(group: int, sites: tuple[tuple[int, int], ...]) -> frozenset[tuple[int, ...]]:
-    """The isometries that keep the atoms of one element on (position, copy): which of `_rotations`, and the shift.
+def kept(group: int, elements: Elements) -> int:
+    """The isometries that keep the atoms of every element, as bits: 1 if there are none but the group's."""
+    if not elements:
+        return -1
+    *before, own = elements
+    copies = Counter(index for sites in before for index in sites)
+    sites = []
+    for index in own:
+        sites.append((index, copies[index]))
+        copies[index] += 1
+    return kept(group, tuple(before)) & _symmetries(group, tuple(sites))
 
-    Each stands for itself after any operation of the group.
+
+@cache
+def _symmetries(group: int, sites: tuple[tuple[int, int], ...]) -> int:
+    """The isometries that keep the atoms of one element on (position, copy), as bits.
+
+    Each is one of `_rotations` and a shift, and stands for itself after any operation of the group.
     """
     atoms = np.concatenate([_orbit(group, *site) for site in sites])
     turned = atoms @ _rotations(group)  # (K, N, 3)
     shifts = (atoms - turned[:, :1]) % _FINE  # (K, N, 3): of the first atom to each
     images = np.sort(_keys(turned[:, None] + shifts[:, :, None]), axis=-1)
     good = (images == np.sort(_keys(atoms))).all(-1)
-    return frozenset((int(k), *shifts[k, j].tolist()) for k, j in zip(*good.nonzero(), strict=True))
+    bits = _bits(group)
+    return sum(1 << bits.setdefault((int(k), *shift), len(bits)) for k, shift in
+               zip(good.nonzero()[0], shifts[good].tolist(), strict=True))
+
+
+@cache
+def _bits(group: int) -> dict[tuple[int, ...], int]:
+    """The bit that stands for each isometry of a group met so far; the identity's is the first."""
+    return {(0, 0, 0, 0): 0}
 
 
 def _keys(points: np.ndarray) -> np.ndarray:
