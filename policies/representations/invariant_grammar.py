@@ -14,7 +14,17 @@ from policies.representations.base import EOS, PAD, State
 from policies.representations.distances import MIN_VOLUME
 from policies.representations.invariant import MULTIPLICITIES
 from policies.representations.invariant_formula import Formula
-from policies.representations.invariant_occupations import ANY, Counts, atoms_of, choices, fits, lasting, makeable
+from policies.representations.invariant_occupations import (
+    ANY,
+    Counts,
+    atoms_of,
+    choices,
+    clipped,
+    fits,
+    lasting,
+    makeable,
+    needed,
+)
 from policies.representations.invariant_places import Places
 from policies.representations.invariant_systems import FormulaOfSystem
 from policies.representations.lattice import LatticeState, system_of
@@ -57,11 +67,11 @@ class InvariantState(State):
         #: Atoms still to be placed of each element, in order; the first is current. The most that its next site has.
         self.rest: list[Counts] = [()] * b
         self.cap = [ANY] * b
-        #: By position, which points must be occupied after a site on it, and of which some may have to be.
-        self.needed: list[dict[int, tuple[Counts, Counts]]] = [{}] * b
+        #: For how many sites there is room when one begins, by position.
+        self.room: list[Counts] = [()] * b
 
     def keep(self, rows: int) -> None:
-        for name in ("phase", "group", "k", "grid", "formulas", "patterns", "rest", "cap", "needed"):
+        for name in ("phase", "group", "k", "grid", "formulas", "patterns", "rest", "cap", "room"):
             setattr(self, name, getattr(self, name)[:rows])
         self.lattice.keep(rows)
         self.places.keep(rows)
@@ -170,34 +180,38 @@ class InvariantState(State):
             found = [choices(self.rep.max_atoms, int(self.group[i]), self.patterns[i], self.rest[i], self.cap[i])
                      for i in rows.tolist()]
             possible, symmetric = ([some[k] for some in found] for k in range(2))
-            lasting = self._lasting(rows, possible)
-            self.places.open_for(rows, self.group[rows], possible, symmetric, [list(some) for some in lasting])
-            for i, some in zip(rows.tolist(), lasting, strict=True):
-                self.needed[i] = some
+            self._find_room(rows, possible)
+            self.places.open_for(rows, self.group[rows], possible, symmetric, [self._lasting(i) for i in rows.tolist()])
 
-    def _lasting(self, rows: torch.Tensor, possible: Sequence[Sequence[int]]
-                 ) -> list[dict[int, tuple[Counts, Counts]]]:
-        """By row those of some positions (indices) after which there is certain to be room, as `lasting`."""
-        def among(rows: torch.Tensor, lines: bool) -> list[dict[int, tuple[Counts, Counts]]]:
-            room = self.places.room(rows, self.group[rows], lines).tolist()
-            return [lasting(self.rep.max_atoms, int(self.group[i]), self.rest[i], self.cap[i],
-                            some[: len(atoms_of(self.rep.max_atoms, int(self.group[i])))])
-                    for i, some in zip(rows.tolist(), room, strict=True)]
+    def _lasting(self, i: int) -> Counts:
+        return lasting(self.rep.max_atoms, int(self.group[i]), self.rest[i], self.cap[i], self.room[i])
 
-        found = among(rows, False)
-        # How much room lines have takes long to find out, and is only asked where others do not do.
-        tight = [r for r, (some, fine) in enumerate(zip(possible, found, strict=True)) if not fine.keys() >= set(some)]
-        if tight:
-            for r, fine in zip(tight, among(rows[tight], True), strict=True):
-                found[r] = fine
-        return found
+    def _find_room(self, rows: torch.Tensor, possible: Sequence[Sequence[int]]) -> None:
+        """Note for how many sites there is room; on lines, which takes long to find out, where others do not do for all
+        that is possible."""
+        tight = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        for lines in (False, True):
+            some = rows[tight]
+            for i, room in zip(some.tolist(), self.places.room(some, self.group[some], lines).tolist(), strict=True):
+                group = int(self.group[i])
+                self.room[i] = clipped(self.rep.max_atoms, group, self.rest[i],
+                                       room[: len(atoms_of(self.rep.max_atoms, group))])
+            tight = torch.tensor([not lines and not set(self._lasting(i)) >= set(wanted) for i, wanted in
+                                  zip(rows.tolist(), possible, strict=True)], device=rows.device)
+            if not tight.any():
+                break
 
     def _take_multiplicity(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         table = torch.tensor(MULTIPLICITIES, device=rows.device)
         multiplicity = table[(tokens - self.rep.first["multiplicity"]).clamp(0, len(table) - 1)]
-        self.places.narrow(rows, self.group[rows], multiplicity, [self.needed[i] for i in rows.tolist()])
+        self.places.narrow(rows, self.group[rows], multiplicity, self._needed)
         self.k[rows] = 0
         self.phase[rows] = COORDINATE
+
+    def _needed(self, i: int, position: int) -> tuple[Counts, Counts]:
+        if position not in self._lasting(i):
+            return (), ()
+        return needed(self.rep.max_atoms, int(self.group[i]), self.rest[i], self.room[i], position)
 
     def _take_coordinate(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         self.grid[rows, self.k[rows]] = tokens - self.rep.first["coordinate"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 from policies.representations.elbow_room import rooms
 from policies.representations.orbit_tables import ANY, tables
-from policies.representations.patterns import Elements, Pattern, kept, pins
+from policies.representations.patterns import Elements, Pattern, always_kept, kept, pins
 
 Counts = tuple[int, ...]
 
@@ -92,50 +92,62 @@ def choices(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int
     finished = _in_order([[i for i, other in pattern if other == some] for some in labels])
     current = tuple(sorted(i for i, other in pattern if other == label))
     others = tuple(sorted(rest[1:]))
-    possible = _steps(max_atoms, group, finished, current, rest[0], cap, others)
+    possible = [*_steps(max_atoms, group, finished, current, rest[0], cap, others)]
     return (tuple(i for i, _ in possible),
             tuple(i for i, m in possible if _can_have(
                 max_atoms, group, *_after(finished, current, i, rest[0] - m, m), others, 0)))
 
 
-def lasting(max_atoms: int, group: int, rest: Counts, cap: int, room: Sequence[int]
-            ) -> dict[int, tuple[Counts, Counts]]:
-    """Positions (indices) on which a site leaves what there is room for; for each the points that must be occupied
-    later, and all that some may have to be. rest, cap: as for `choices`. room: how many sites each position has room
-    for, `ANY` for any number.
-    """
+def clipped(max_atoms: int, group: int, rest: Counts, room: Sequence[int]) -> Counts:
+    """`room`, for how many sites positions have room, with `ANY` where that is enough for all of `rest`."""
     most = sum(rest)
-    enough = tuple(ANY if some >= most // m and again else some
-                   for (m, again), some in zip(atoms_of(max_atoms, group), room, strict=True))
-    return _lasting(max_atoms, group, rest[0], tuple(sorted(rest[1:])), cap, enough)
+    return tuple(ANY if some >= most // m and again else some
+                 for (m, again), some in zip(atoms_of(max_atoms, group), room, strict=True))
 
 
 @cache
-def _lasting(max_atoms: int, group: int, first: int, others: Counts, cap: int, room: Counts
-             ) -> dict[int, tuple[Counts, Counts]]:
+def lasting(max_atoms: int, group: int, rest: Counts, cap: int, room: Counts) -> Counts:
+    """Positions (indices) on which a site leaves what there is room for. rest, cap: as for `choices`. room: for how many
+    sites each position has it, `ANY` for any number."""
+    return tuple(i for i, (m, _) in enumerate(atoms_of(max_atoms, group))
+                 if room[i] and m <= min(rest[0], cap) and _lasts(max_atoms, group, rest, room, i))
+
+
+@cache
+def needed(max_atoms: int, group: int, rest: Counts, room: Counts, i: int) -> tuple[Counts, Counts]:
+    """The points (positions) that must be occupied later if the next site is on position i, and all that some may have
+    to be; arguments as for `lasting`."""
+    others = tuple(j for j, (_, again) in enumerate(atoms_of(max_atoms, group)) if j != i and not again and room[j])
+    if _lasts(max_atoms, group, rest, room, i, others):
+        return (), ()
+    return tuple(j for j in others if not _lasts(max_atoms, group, rest, room, i, (j,))), others
+
+
+def _lasts(max_atoms: int, group: int, rest: Counts, room: Counts, i: int, without: Counts = ()) -> bool:
+    """Whether there is room for what is left after a site on position i, and none on those that it must do `without`."""
     table = atoms_of(max_atoms, group)
-    free = tuple(sorted({m for (m, _), some in zip(table, room, strict=True) if some == ANY}))
-    few = [0 if some == ANY else some for some in room]
-    points = [j for j, (_, again) in enumerate(table) if not again and few[j]]
+    free, few = _free_and_few(max_atoms, group, room)
+    m, others = table[i][0], rest[1:]
+    if _sum_up(free, rest[0] - m, m, others):
+        return True
+    fixed = [table[j][0] for j in few if j not in without for _ in range(room[j] - (j == i))]
+    return _fillable(free, tuple(sorted(fixed)), rest[0] - m, m, tuple(sorted(others)))
 
-    def holds(i: int, *without: int) -> bool:
-        m = table[i][0]
-        if _sum_up(free, first - m, m, others):
-            return True
-        fixed = (m for j, (m, _) in enumerate(table) if j not in without for _ in range(few[j] - (j == i)))
-        return _fillable(free, tuple(sorted(fixed)), first - m, m, others)
 
-    def needed(i: int) -> tuple[Counts, Counts]:
-        rest = tuple(j for j in points if j != i)
-        return ((), ()) if holds(i, *rest) else (tuple(j for j in rest if not holds(i, j)), rest)
-
-    return {i: needed(i) for i, (m, _) in enumerate(table) if room[i] and m <= min(first, cap) and holds(i)}
+@cache
+def _free_and_few(max_atoms: int, group: int, room: Counts) -> tuple[Counts, Counts]:
+    """The atoms of positions with room for any number of sites, each once, and the positions with room for some."""
+    table = atoms_of(max_atoms, group)
+    return (tuple(sorted({m for (m, _), some in zip(table, room, strict=True) if some == ANY})),
+            tuple(j for j, some in enumerate(room) if 0 < some < ANY))
 
 
 @cache
 def fits(max_atoms: int, group: int, counts: Counts, sides: tuple[float, ...]) -> bool:
     """Whether a cell that holds a box with these sides (Å) certainly has room for so many atoms of each element."""
-    return bool(lasting(max_atoms, group, counts, ANY, rooms(max_atoms, group, sides, 1)))
+    room = clipped(max_atoms, group, counts, rooms(max_atoms, group, sides, 1))
+    return any(room[i] and m <= counts[0] and _lasts(max_atoms, group, counts, room, i)
+               for i, (m, _) in enumerate(atoms_of(max_atoms, group)))
 
 
 def can_have(max_atoms: int, group: int, counts: Counts, fresh: int = 0) -> bool:
@@ -160,14 +172,26 @@ def _can_have(max_atoms: int, group: int, finished: Elements, current: Counts, f
         return _held(max_atoms, group, used, first, cap, _with(others, fresh))
     if not first and not fresh:
         return False
+    if left & _certain(max_atoms, group, current, max(first, fresh, *others[-1:])) != 1:
+        return False
     if _can_be_pinned(max_atoms, group, used, current, first, cap, others, fresh):
         return True
     if first:
         return any(_can_have(max_atoms, group, *_after(finished, current, i, first - m, m), others, fresh) for i, m in
-                   reversed(_steps(max_atoms, group, finished, current, first, cap, _with(others, fresh))))
-    # Every site a new element: the way to the least symmetry. The least symmetric position first.
+                   _steps(max_atoms, group, finished, current, first, cap, _with(others, fresh)))
+    # Every site a new element: the way to the least symmetry.
     return any(_can_have(max_atoms, group, _in_order([*finished, (i,)]), (), 0, ANY, (), fresh - m)
-               for i, m in reversed(_steps(max_atoms, group, finished, (), fresh, ANY, ())))
+               for i, m in _steps(max_atoms, group, finished, (), fresh, ANY, ()))
+
+
+@cache
+def _certain(max_atoms: int, group: int, current: Counts, most: int) -> int:
+    """The isometries that keep sites on some positions and on any others of up to so many atoms, as bits."""
+    found = -1
+    for i, (m, _) in enumerate(atoms_of(max_atoms, group)):
+        if i in current or m <= most:
+            found &= always_kept(group)[i]
+    return found
 
 
 def _after(finished: Elements, current: Counts, i: int, left: int, m: int) -> tuple[Elements, Counts, int, int]:
@@ -186,12 +210,15 @@ def _with(counts: Counts, one: int) -> Counts:
 
 
 def _steps(max_atoms: int, group: int, finished: Elements, current: Counts, first: int, cap: int, others: Counts
-           ) -> list[tuple[int, int]]:
-    """(position, its atoms) for those positions that leave what can be completed, in their order."""
+           ) -> Iterator[tuple[int, int]]:
+    """(position, its atoms) for those positions that leave what can be completed, the least symmetric first."""
     used = (*(i for sites in finished for i in sites), *current)
-    return [(i, m) for i, (m, again) in enumerate(atoms_of(max_atoms, group))
-            if m <= min(first, cap) and (again or i not in used)
-            and _held(max_atoms, group, used if again else (*used, i), first - m, m, others)]
+    table = atoms_of(max_atoms, group)
+    for i in reversed(range(len(table))):
+        m, again = table[i]
+        if (m <= min(first, cap) and (again or i not in used)
+                and _held(max_atoms, group, used if again else (*used, i), first - m, m, others)):
+            yield i, m
 
 
 def _can_be_pinned(max_atoms: int, group: int, used: Counts, current: Counts, first: int, cap: int, others: Counts,
@@ -201,7 +228,7 @@ def _can_be_pinned(max_atoms: int, group: int, used: Counts, current: Counts, fi
     whole = others if current or not first else _with(others, first)  # elements without sites so far
     begun = first if current else 0
     for i, (m, again) in enumerate(atoms_of(max_atoms, group)):
-        if not pins(group)[i] or (not again and i in used):
+        if not pins()[group][i] or (not again and i in used):
             continue
         taken = used if again else (*used, i)
         if m in whole:

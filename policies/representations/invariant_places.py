@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -89,24 +89,27 @@ class Places:
         return self.open[rows], self.t.members[at.clamp(max=len(self.t.members) - 1)]
 
     def narrow(self, rows: torch.Tensor, group: torch.Tensor, multiplicity: torch.Tensor,
-               needed: Sequence[dict[int, tuple[tuple[int, ...], tuple[int, ...]]]]) -> None:
-        """Leave open only positions of a multiplicity (R,). needed: by row and position the points (indices) that must
-        then be occupied later, and all of which some may have to be; if possible these are kept free, else the first.
+               needed: Callable[[int, int], tuple[Sequence[int], Sequence[int]]]) -> None:
+        """Leave open only positions of a multiplicity (R,). needed: for a row and a position the points (indices) that
+        must then be occupied later, and all of which some may have to be; if possible these are kept free, else the
+        first.
         """
         open_, found = self.multiplicities(rows, group)
         open_ &= found == multiplicity[:, None]
-        self.open[rows], left = open_, torch.arange(len(rows), device=rows.device)
+        self.open[rows] = open_
+        points = [[set.intersection(*(set(some) for some in every)) if all(every) else set()
+                   for every in zip(*(needed(i, j) for j, here in enumerate(some) if here), strict=True)]
+                  for i, some in zip(rows.tolist(), open_.tolist(), strict=True)]
+        left = torch.tensor([bool(all_) for _, all_ in points], device=rows.device).nonzero()[:, 0]
         for which in (1, 0):
-            common = [set.intersection(*(set(needed[r].get(i, ((), ()))[which]) for i, here in enumerate(some) if here),
-                                       set(range(MOST_POSITIONS)))
-                      for r, some in zip(left.tolist(), open_[left].tolist(), strict=True)]
-            self._reserve(rows[left], group[left], _bools([sorted(points) for points in common], rows.device))
+            if not len(left):
+                break
+            common = [sorted(points[r][which]) for r in left.tolist()]
+            self._reserve(rows[left], group[left], _bools(common, rows.device))
             apart = self._roomy(rows[left], group[left], open_[left])
             some_apart = apart.any(1)
             self.open[rows[left[some_apart]]] = apart[some_apart]
             left = left[~some_apart]
-            if not len(left):
-                break
 
     def values(self, rows: torch.Tensor, group: torch.Tensor, grid: torch.Tensor, k: int) -> torch.Tensor:
         """(R, Q) bool: coordinate k of the atom that is written, after the first k ones of grid (R, 3)."""

@@ -66,16 +66,24 @@ def _completable(group: int, pattern: Pattern, left: int, start: int, max_atoms:
 
 
 @cache
-def pins(group: int) -> tuple[bool, ...]:
-    """By position whether one site on it, alone, has the group and no more symmetry."""
-    return tuple(_has_group(group, ((i, 0),)) for i in range(len(positions(group))))
+def pins() -> tuple[tuple[bool, ...], ...]:
+    """By group (of 0 nothing) and position whether one site on it, alone, has the group and no more symmetry. Built
+    once (a third of a second)."""
+    return ((), *(tuple(kept(group, ((i,),)) == 1 for i in range(len(positions(group)))) for group in range(1, 231)))
+
+
+@cache
+def always_kept(group: int) -> tuple[int, ...]:
+    """By position the isometries that keep every site on it, whatever its parameters are, as bits."""
+    return tuple(kept(group, ((i,),)) & (kept(group, ((i,), (i,))) if p.dof else -1)
+                 for i, p in enumerate(positions(group)))
 
 
 @cache
 def _pinned(group: int, pattern: Pattern) -> bool:
     """Whether one element's only site has the group by itself: the whole then has it too, whatever the others are."""
     labels = [label for _, label in pattern]
-    return any(pins(group)[index] and labels.count(label) == 1 for index, label in pattern)
+    return any(pins()[group][index] and labels.count(label) == 1 for index, label in pattern)
 
 
 @cache
