@@ -69,8 +69,9 @@ def nearest(metric: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
     """(B, M) Å: from fractional differences (B, M, 3) to the nearest lattice vector, cells as `free_on_line`'s."""
     d = difference - difference.round()
     images = torch.tensor(list(product((-1.0, 0.0, 1.0), repeat=3)), device=d.device)
-    d = d[:, :, None] - images
-    return _product(d, metric[:, None, None], d).amin(2).clamp(min=0).sqrt()
+    along = (d[:, :, None] * metric[:, None]).sum(-1)  # (B, M, 3)
+    length = _product(images, metric[:, None], images)[:, None] - 2 * (along[:, :, None] * images).sum(-1)
+    return ((along * d).sum(-1) + length.amin(2)).clamp(min=0).sqrt()
 
 
 def shortest(metric: torch.Tensor) -> torch.Tensor:
@@ -92,24 +93,25 @@ def free_on_line(metric: torch.Tensor, start: torch.Tensor, direction: torch.Ten
     allowed = torch.ones(b, steps, dtype=torch.bool, device=start.device)
     if not m or not b:
         return allowed
-    if limit is None:
-        limit = start.new_full((b, m), MIN_DISTANCE)
-    # The planes of lattice points that the line comes nearer to than the limit, axis by axis.
-    d = start - start.round()
-    low, high = torch.minimum(d, d + direction), torch.maximum(d, d + direction)
-    reach = int(direction.abs().max()) + 1
-    planes = torch.arange(-reach, reach + 1, device=start.device, dtype=start.dtype)
-    gap = torch.maximum(low[..., None] - planes, planes - high[..., None])  # (B, M, 3, P)
-    near = (gap * heights(metric)[:, None, :, None] < limit[..., None, None]) & real[..., None, None]
-    row, pair = near.any(3).all(2).nonzero(as_tuple=True)
-    if not len(row):
+    row, pair = real.nonzero(as_tuple=True)
+    d, r = start[row, pair], direction[row, pair]  # (L, 3)
+    d = d - d.round()
+    least = torch.full_like(d[:, 0], MIN_DISTANCE) if limit is None else limit[row, pair]
+    # The planes of lattice points that the line comes nearer to than the limit, axis by axis, and where they meet.
+    margin = least[:, None] / heights(metric)[row]
+    first = (torch.minimum(d, d + r) - margin).floor() + 1
+    number = ((torch.maximum(d, d + r) + margin).ceil() - first).clamp(min=0).long()
+    many = number.prod(1)
+    line = torch.arange(len(row), device=row.device).repeat_interleave(many)
+    if not len(line):
         return allowed
-    x, y, z = near[row, pair].unbind(1)
-    line, i, j, k = (x[:, :, None, None] & y[:, None, :, None] & z[:, None, None]).nonzero(as_tuple=True)
-    row, pair = row[line], pair[line]
-    d, r = d[row, pair] - torch.stack([planes[i], planes[j], planes[k]], 1), direction[row, pair]  # (L, 3)
+    place = torch.arange(len(line), device=row.device) - (many.cumsum(0) - many)[line]
+    x, y, _ = number[line].unbind(1)
+    row, r = row[line], r[line]
+    d = d[line] - first[line] - torch.stack([place % x, place // x % y, place // (x * y)], 1)
     g = metric[row]
-    a, half_b, c = _product(r, g, r), _product(d, g, r), _product(d, g, d) - limit[row, pair] ** 2
+    turned = (r.unsqueeze(-1) * g).sum(-2)
+    a, half_b, c = (turned * r).sum(-1), (turned * d).sum(-1), _product(d, g, d) - least[line] ** 2
     root = half_b**2 - a * c
     hit = (root > 0) & (a > 0)
     fixed = (a == 0) & (c < 0)  # a difference that does not depend on u

@@ -13,6 +13,7 @@ from policies.representations.asked import Asked
 from policies.representations.base import EOS, PAD, State
 from policies.representations.distances import MIN_VOLUME
 from policies.representations.invariant import MULTIPLICITIES
+from policies.representations.invariant_cells import bools
 from policies.representations.invariant_formula import Formula
 from policies.representations.invariant_occupations import (
     ANY,
@@ -24,6 +25,7 @@ from policies.representations.invariant_occupations import (
     lasting,
     makeable,
     needed,
+    points,
 )
 from policies.representations.invariant_places import Places
 from policies.representations.invariant_systems import FormulaOfSystem
@@ -67,11 +69,12 @@ class InvariantState(State):
         #: Atoms still to be placed of each element, in order; the first is current. The most that its next site has.
         self.rest: list[Counts] = [()] * b
         self.cap = [ANY] * b
-        #: For how many sites there is room when one begins, by position.
+        #: As `lasting` takes them.
         self.room: list[Counts] = [()] * b
+        self.lines: list[Counts] = [()] * b
 
     def keep(self, rows: int) -> None:
-        for name in ("phase", "group", "k", "grid", "formulas", "patterns", "rest", "cap", "room"):
+        for name in ("phase", "group", "k", "grid", "formulas", "patterns", "rest", "cap", "room", "lines"):
             setattr(self, name, getattr(self, name)[:rows])
         self.lattice.keep(rows)
         self.places.keep(rows)
@@ -125,10 +128,7 @@ class InvariantState(State):
 
     def _coordinates(self, mask: torch.Tensor, rows: torch.Tensor) -> None:
         first = self.rep.first["coordinate"]
-        for k in range(3):
-            some = rows[self.k[rows] == k]
-            if len(some):
-                mask[some, first : first + Q] = self.places.values(some, self.group[some], self.grid[some], k)
+        mask[rows, first : first + Q] = self.places.values(rows, self.group[rows], self.grid[rows], self.k[rows])
 
     # What came
 
@@ -177,29 +177,48 @@ class InvariantState(State):
         self.phase[rows] = torch.where(ended, ENDED, MULTIPLICITY)
         rows = rows[~ended]
         if len(rows):
-            found = [choices(self.rep.max_atoms, int(self.group[i]), self.patterns[i], self.rest[i], self.cap[i])
-                     for i in rows.tolist()]
-            possible, symmetric = ([some[k] for some in found] for k in range(2))
-            self._find_room(rows, possible)
-            self.places.open_for(rows, self.group[rows], possible, symmetric, [self._lasting(i) for i in rows.tolist()])
+            self.places.take_element(rows, torch.tensor([self._element(i) for i in rows.tolist()], device=rows.device))
+            self._open(rows)
 
-    def _lasting(self, i: int) -> Counts:
-        return lasting(self.rep.max_atoms, int(self.group[i]), self.rest[i], self.cap[i], self.room[i])
+    def _open(self, rows: torch.Tensor) -> None:
+        """Find the positions that the next site of these rows may be on."""
+        group = self.group[rows]
+        found = [choices(self.rep.max_atoms, int(self.group[i]), self.patterns[i], self.rest[i], self.cap[i])
+                 for i in rows.tolist()]
+        wanted, proper = (bools([some[k] for some in found], rows.device) for k in range(2))
+        points, dof = self.places.points(rows, group), self.places.positions(group)[1]
+        apart, fitting = self.places.fit_lines(rows, group, wanted & (points | (dof > 0)))
+        fitting &= (dof > 0) | self.places.points_that_fit(rows, group, apart)
+        lasts = self._lasting(rows, self.places.room(rows, group, points, False), (apart & (dof == 1)).tolist())
+        # How much room lines have takes long to find out, and is only asked where others do not do: with all points
+        # that may have to be occupied kept free, and without if that leaves nothing.
+        tight = (apart & ~lasts).any(1).nonzero()[:, 0]
+        for kept in (True, False):
+            if len(tight):
+                at = rows[tight]
+                if kept:
+                    self.places.reserve(at, group[tight], self._points(at))
+                room = self.places.room(at, group[tight], points[tight], True)
+                lasts[tight] = self._lasting(at, room, [()] * len(at))
+                self.places.reserved[at] = 0
+                tight = tight[~(apart & lasts)[tight].any(1)]
+        self.places.open_for(rows, wanted, apart, lasts, proper, fitting)
 
-    def _find_room(self, rows: torch.Tensor, possible: Sequence[Sequence[int]]) -> None:
-        """Note for how many sites there is room; on lines, which takes long to find out, where others do not do for all
-        that is possible."""
-        tight = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        for lines in (False, True):
-            some = rows[tight]
-            for i, room in zip(some.tolist(), self.places.room(some, self.group[some], lines).tolist(), strict=True):
-                group = int(self.group[i])
-                self.room[i] = clipped(self.rep.max_atoms, group, self.rest[i],
-                                       room[: len(atoms_of(self.rep.max_atoms, group))])
-            tight = torch.tensor([not lines and not set(self._lasting(i)) >= set(wanted) for i, wanted in
-                                  zip(rows.tolist(), possible, strict=True)], device=rows.device)
-            if not tight.any():
-                break
+    def _lasting(self, rows: torch.Tensor, room: torch.Tensor, lines: Sequence[Sequence[bool]]) -> torch.Tensor:
+        """(R, 27) positions after which there is room (R, 27) for all that is still to come, and note how much."""
+        found = []
+        for i, some, apart in zip(rows.tolist(), room.tolist(), lines, strict=True):
+            group = int(self.group[i])
+            self.room[i] = clipped(self.rep.max_atoms, group, self.rest[i],
+                                   some[: len(atoms_of(self.rep.max_atoms, group))])
+            self.lines[i] = tuple(j for j, here in enumerate(apart) if here)
+            found.append(lasting(self.rep.max_atoms, group, self.rest[i], self.cap[i], self.room[i], self.lines[i]))
+        return bools(found, rows.device)
+
+    def _points(self, rows: torch.Tensor) -> torch.Tensor:
+        """(R, 27) the points that may have to be occupied later."""
+        return bools([points(self.rep.max_atoms, int(self.group[i]), self.rest[i], self.room[i])
+                      for i in rows.tolist()], rows.device)
 
     def _take_multiplicity(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         table = torch.tensor(MULTIPLICITIES, device=rows.device)
@@ -209,9 +228,10 @@ class InvariantState(State):
         self.phase[rows] = COORDINATE
 
     def _needed(self, i: int, position: int) -> tuple[Counts, Counts]:
-        if position not in self._lasting(i):
+        known = self.rep.max_atoms, int(self.group[i]), self.rest[i]
+        if position not in lasting(*known, self.cap[i], self.room[i], self.lines[i]):
             return (), ()
-        return needed(self.rep.max_atoms, int(self.group[i]), self.rest[i], self.room[i], position)
+        return needed(*known, self.room[i], position)
 
     def _take_coordinate(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         self.grid[rows, self.k[rows]] = tokens - self.rep.first["coordinate"]

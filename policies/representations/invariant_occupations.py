@@ -106,21 +106,30 @@ def clipped(max_atoms: int, group: int, rest: Counts, room: Sequence[int]) -> Co
 
 
 @cache
-def lasting(max_atoms: int, group: int, rest: Counts, cap: int, room: Counts) -> Counts:
+def lasting(max_atoms: int, group: int, rest: Counts, cap: int, room: Counts, lines: Counts = ()) -> Counts:
     """Positions (indices) on which a site leaves what there is room for. rest, cap: as for `choices`. room: for how many
-    sites each position has it, `ANY` for any number."""
-    return tuple(i for i, (m, _) in enumerate(atoms_of(max_atoms, group))
-                 if room[i] and m <= min(rest[0], cap) and _lasts(max_atoms, group, rest, room, i))
+    sites each position has it, `ANY` for any number. lines: positions with room for this site, after which nothing may
+    have to be on points."""
+    those = points(max_atoms, group, rest, room)
+    return tuple(i for i, (m, _) in enumerate(atoms_of(max_atoms, group)) if m <= min(rest[0], cap) and (
+        (room[i] and _lasts(max_atoms, group, rest, room, i))
+        or (i in lines and _lasts(max_atoms, group, rest, room, i, those))))
 
 
 @cache
 def needed(max_atoms: int, group: int, rest: Counts, room: Counts, i: int) -> tuple[Counts, Counts]:
     """The points (positions) that must be occupied later if the next site is on position i, and all that some may have
     to be; arguments as for `lasting`."""
-    others = tuple(j for j, (_, again) in enumerate(atoms_of(max_atoms, group)) if j != i and not again and room[j])
+    others = tuple(j for j in points(max_atoms, group, rest, room) if j != i)
     if _lasts(max_atoms, group, rest, room, i, others):
         return (), ()
     return tuple(j for j in others if not _lasts(max_atoms, group, rest, room, i, (j,))), others
+
+
+def points(max_atoms: int, group: int, rest: Counts, room: Counts) -> Counts:
+    """The points (positions) that may have to be occupied."""
+    return tuple(j for j, (m, again) in enumerate(atoms_of(max_atoms, group))
+                 if room[j] and not again and m <= max(rest))
 
 
 def _lasts(max_atoms: int, group: int, rest: Counts, room: Counts, i: int, without: Counts = ()) -> bool:

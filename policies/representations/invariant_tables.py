@@ -71,12 +71,13 @@ def members(max_atoms: int, device: torch.device) -> Members:
     return Members(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (*arrays, *_operations())))
 
 
-def settle(shift: torch.Tensor, basis: torch.Tensor, grid: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Members (N) given the first k coordinates of points (N, 3): the places (N, 3), of which the first k are the
+def settle(shift: torch.Tensor, basis: torch.Tensor, grid: torch.Tensor, k: torch.Tensor
+           ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Members (N) given the first k (N,) coordinates of points (N, 3): the places (N, 3), of which the first k are the
     points' and the others end with what is free set to 0, and (N,) whether the k coordinates are on the member."""
     at, on = shift.clone(), torch.ones(len(shift), dtype=torch.bool, device=shift.device)
-    for i in range(k):
-        d, step = grid[:, i] - at[:, i], basis[:, i, i]
+    for i in range(3):
+        d, step = (grid[:, i] - at[:, i]) * (k > i), basis[:, i, i]
         on &= d % step == 0
         at += (d // step)[:, None] * basis[:, :, i]
     return at, on
