@@ -211,7 +211,8 @@ def test_points_have_the_multiplicity_of_the_members_they_are_on(group):
             grid = (m.shift[member] + m.basis[member] @ u) % Q
             begin = int(m.inside_first[member])
             inner = m.inside[begin : begin + int(m.inside_number[member])]
-            special = settle(m.shift[inner], m.basis[inner], grid.repeat(len(inner), 1), torch.full_like(inner, 3))[1].any()
+            whole = torch.full_like(inner, 3)
+            special = settle(m.shift[inner], m.basis[inner], grid.repeat(len(inner), 1), whole)[1].any()
             orbit = np.unique((rotations @ grid.numpy() + shifts * (Q // 24)) % Q, axis=0)
             assert (len(orbit) == int(t.members[row])) == (not special)
 

@@ -10,7 +10,7 @@ import torch
 
 from policies.representations.asked import Asked
 from policies.representations.base import EOS, PAD, State
-from policies.representations.distances import MIN_VOLUME, free_on_line
+from policies.representations.distances import MIN_VOLUME, TOUCHING, free_on_line, pair_limits, radii, shortest
 from policies.representations.lattice import PRIMITIVE, LatticeState, free_tokens
 from policies.representations.quantiser import Q
 from policies.representations.species import Composer, Progress
@@ -31,8 +31,9 @@ class AtomsState(State):
     Beyond the kind of token that a place asks for: atoms come in order of their atomic numbers, where that is the
     order; the number of atoms asked for is exact, and no cell is too small for its atoms; the element asked for
     occurs; the lattice makes a cell; and what `asked.Asked` says. With the lattice first no atom is closer to another
-    than the least distance. Where no z is left that is far enough from all others, every z is allowed: from there no
-    crystal without atoms too close can be had. With the lattice last distances are not known while atoms are written.
+    than fits their elements, or, where no z or no species is left for that, than the least distance. Where no z is left
+    that is far enough from all others, every z is allowed: from there no crystal without atoms too close can be had.
+    With the lattice last distances are not known while atoms are written.
     """
 
     def __init__(self, rep: Atoms, prompts: torch.Tensor, conditions: Sequence[Condition] | None):
@@ -56,6 +57,9 @@ class AtomsState(State):
         self.closing = torch.zeros_like(self.ended)  # the lattice that comes last is begun
         self.points = torch.zeros(b, rep.max_atoms + LATTICE // 4 + 1, 3, device=device)  # fractional
         self.metric = torch.zeros(b, 3, 3, device=device)
+        self.radius_of = radii(device)
+        self.radii = torch.zeros(b, self.points.shape[1], device=device)  # Å, of those atoms
+        self.largest = torch.zeros(b, device=device)  # Å: the radius of an atom that fits between its own images
 
     def _ask(self, conditions: Sequence[Condition], least: torch.Tensor) -> None:
         """Take in what conditions ask beyond the prompt; `least` (B,) atoms are raised to what they need."""
@@ -77,7 +81,8 @@ class AtomsState(State):
                 least[i] = max(int(least[i]), fewest)
 
     def keep(self, rows: int) -> None:
-        for name in ("asked_n", "owed", "most", "allowed", "least", "last", "ended", "closing", "points", "metric"):
+        for name in ("asked_n", "owed", "most", "allowed", "least", "last", "ended", "closing", "points", "metric",
+                     "radii", "largest"):
             setattr(self, name, getattr(self, name)[:rows])
         self.cell.keep(rows)
         self.composed = {i: row for i, row in self.composed.items() if i < rows}
@@ -126,6 +131,9 @@ class AtomsState(State):
         allowed = allowed & ~full[:, None]
         ends = full | ((self.asked_n == 0) & (self.owed == 0) & (self.n > 0))
         self._compose(allowed, ends)
+        if self.rep.lattice_first:
+            small = allowed & (self.radius_of[z] <= self.largest[:, None])
+            allowed = torch.where(small.any(1, keepdim=True), small, allowed)
         first = self.rep.first[self.rep.block]
         mask[:, first : first + len(z)] = allowed
         if self.rep.lattice_first:
@@ -146,13 +154,23 @@ class AtomsState(State):
         ends[rows] = torch.tensor([end for _, end in found], device=allowed.device)
 
     def _free(self) -> torch.Tensor:
-        """(B, Q) bool: the z that keep the atom apart from those before it; all where none does."""
+        """(B, Q) bool: the z that keep the atom apart from those before it as fits their elements; at the least distance
+        where none does; all where none does that."""
+        n, rows = self.n, torch.arange(len(self.points), device=self.points.device)
+        limit = pair_limits(self.radii[:, :n], self.radii[:, n : n + 1])
+        free = self._free_by(rows, limit)
+        tight = (~free.any(1) & ~self.ended).nonzero()[:, 0]
+        if len(tight):
+            free[tight] = self._free_by(tight, None)
+        return free | ~free.any(1, keepdim=True)
+
+    def _free_by(self, rows: torch.Tensor, limit: torch.Tensor | None) -> torch.Tensor:
+        """(R, Q) bool: the z that keep the atom `limit` (R, N) Å apart from those before it."""
         n = self.n
-        start = self.points[:, n : n + 1] - self.points[:, :n]
+        start = self.points[rows, n : n + 1] - self.points[rows, :n]
         up = torch.zeros_like(start)
         up[..., 2] = 1
-        free = free_on_line(self.metric, start, up, ~self.ended[:, None].expand(-1, n))
-        return free | ~free.any(1, keepdim=True)
+        return free_on_line(self.metric[rows], start, up, ~self.ended[rows, None].expand(-1, n), limit=limit)
 
     # What came
 
@@ -176,6 +194,7 @@ class AtomsState(State):
     def _enter_cell(self) -> None:
         """Bind the number of atoms by the volume of the cell."""
         self.metric = self.cell.metric()
+        self.largest = shortest(self.metric) / (2 * TOUCHING)
         room = (self.cell.cell_volume() / MIN_VOLUME).nan_to_num(0).long()
         self.most = torch.minimum(self.most, torch.maximum(room, self.least))
         for i, (composer, progress) in self.composed.items():
@@ -195,6 +214,7 @@ class AtomsState(State):
         known = (places >= 0) & (places < len(self.species))
         self.last = torch.where(known, self.species[places.clamp(0, len(self.species) - 1)], self.last)
         self.owed = self.owed * (self.owed != self.last)
+        self.radii[:, self.n] = self.radius_of[self.last]
         if self.composed:
             of = torch.where(known, places, -1).tolist()
             for i, (composer, progress) in self.composed.items():

@@ -32,6 +32,9 @@ class Cells:
 
     def __init__(self, max_atoms: int, b: int, device: torch.device):
         self.t = tables(max_atoms).to(device)
+        index = torch.arange(MOST_POSITIONS, device=device)
+        self._at = (self.t.base[:, None] + index).clamp(max=len(self.t.dof) - 1)  # (231, 27)
+        self._dof = torch.where(index < self.t.count[:, None], self.t.dof[self._at], -1)
         self.metric = torch.eye(3, device=device).repeat(b, 1, 1)
         self.atoms = torch.zeros(b, 64, 3, device=device)
         self.filled = torch.zeros(b, dtype=torch.long, device=device)
@@ -50,9 +53,7 @@ class Cells:
 
     def positions(self, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(R, 27) positions of groups (R,), and their free parameters; -1 where there is no such position."""
-        index = torch.arange(MOST_POSITIONS, device=group.device)
-        at = (self.t.base[group, None] + index).clamp(max=len(self.t.dof) - 1)
-        return at, torch.where(index < self.t.count[group, None], self.t.dof[at], -1)
+        return self._at[group], self._dof[group]
 
     def points(self, rows: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
         """(R, 27) which positions without freedom have their atoms apart from all others."""
@@ -102,9 +103,10 @@ class Cells:
         """(R, Q) with which values of their parameter the atoms of positions are apart, and with which their distances
         fit the elements."""
         taken = self.filled[rows] + self.reserved[rows]
-        twice = [torch.cat([x, x]) for x in (self.metric[rows], *self._differences(rows, site, taken))]
-        fit = self.limits(rows, taken, twice[1].shape[1])
-        free = free_on_line(*twice, limit=torch.cat([torch.full_like(fit, MIN_DISTANCE), fit]))
+        start, along, real = (torch.cat([x, x]) for x in self._differences(rows, site, taken))
+        fit = self.limits(rows, taken, start.shape[1])
+        limit = torch.cat([torch.full_like(fit, MIN_DISTANCE), fit])
+        free = free_on_line(self.metric[rows].repeat(2, 1, 1), start, along, real, limit=limit)
         return free[: len(rows)], free[len(rows) :]
 
     def plane_free(self, rows: torch.Tensor, site: torch.Tensor) -> torch.Tensor:
@@ -130,7 +132,8 @@ class Cells:
         order = torch.arange(len(which), device=rows.device) - (total.cumsum(0) - total)[r[which]]
         at = rows[r[which]]
         # Of what element is not known: nothing but the least distance is certain.
-        self.put(at, self.filled[at] + order, self.t.shift[site[which], j], torch.full_like(self.radius[at], -torch.inf))
+        unknown = torch.full_like(self.radius[at], -torch.inf)
+        self.put(at, self.filled[at] + order, self.t.shift[site[which], j], unknown)
         self.reserved[rows] = total
 
     def put(self, rows: torch.Tensor, place: torch.Tensor, points: torch.Tensor, radius: torch.Tensor) -> None:

@@ -62,6 +62,7 @@ class InvariantState(State):
         self.group = torch.zeros(b, dtype=torch.long, device=device)
         self.k = torch.zeros(b, dtype=torch.long, device=device)  # coordinates of the site written so far
         self.grid = torch.zeros(b, 3, dtype=torch.long, device=device)
+        self.opened = torch.zeros(b, dtype=torch.bool, device=device)  # whether `places` knows of the next site
         self.places = Places(representation.max_atoms, b, device)
         nothing = torch.zeros(b, dtype=torch.long, device=device)
         self.lattice = LatticeState(representation.first, nothing, nothing.double())
@@ -74,7 +75,7 @@ class InvariantState(State):
         self.lines: list[Counts] = [()] * b
 
     def keep(self, rows: int) -> None:
-        for name in ("phase", "group", "k", "grid", "formulas", "patterns", "rest", "cap", "room", "lines"):
+        for name in ("phase", "group", "k", "grid", "opened", "formulas", "patterns", "rest", "cap", "room", "lines"):
             setattr(self, name, getattr(self, name)[:rows])
         self.lattice.keep(rows)
         self.places.keep(rows)
@@ -120,6 +121,10 @@ class InvariantState(State):
         return formula[len(formula) - len(self.rest[i])][0] if self.rest[i] else 0
 
     def _multiplicities(self, mask: torch.Tensor, rows: torch.Tensor) -> None:
+        if not self.opened[rows].all():
+            # What comes next is known one token before; rows that begin a site at the next one are done with these.
+            begun = (self.phase == ELEMENT) & torch.tensor([bool(rest) for rest in self.rest], device=rows.device)
+            self._open((~self.opened & (begun | (self.phase == MULTIPLICITY))).nonzero()[:, 0])
         first = self.rep.first["multiplicity"]
         open_, multiplicity = self.places.multiplicities(rows, self.group[rows])
         index = torch.bucketize(multiplicity, torch.tensor(MULTIPLICITIES, device=rows.device))
@@ -175,13 +180,11 @@ class InvariantState(State):
     def _take_element(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         ended = tokens == EOS
         self.phase[rows] = torch.where(ended, ENDED, MULTIPLICITY)
-        rows = rows[~ended]
-        if len(rows):
-            self.places.take_element(rows, torch.tensor([self._element(i) for i in rows.tolist()], device=rows.device))
-            self._open(rows)
 
     def _open(self, rows: torch.Tensor) -> None:
         """Find the positions that the next site of these rows may be on."""
+        self.places.take_element(rows, torch.tensor([self._element(i) for i in rows.tolist()], device=rows.device))
+        self.opened[rows] = True
         group = self.group[rows]
         found = [choices(self.rep.max_atoms, int(self.group[i]), self.patterns[i], self.rest[i], self.cap[i])
                  for i in rows.tolist()]
@@ -224,7 +227,7 @@ class InvariantState(State):
         table = torch.tensor(MULTIPLICITIES, device=rows.device)
         multiplicity = table[(tokens - self.rep.first["multiplicity"]).clamp(0, len(table) - 1)]
         self.places.narrow(rows, self.group[rows], multiplicity, self._needed)
-        self.k[rows] = 0
+        self.k[rows], self.opened[rows] = 0, False
         self.phase[rows] = COORDINATE
 
     def _needed(self, i: int, position: int) -> tuple[Counts, Counts]:

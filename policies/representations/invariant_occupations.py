@@ -107,9 +107,11 @@ def clipped(max_atoms: int, group: int, rest: Counts, room: Sequence[int]) -> Co
 
 @cache
 def lasting(max_atoms: int, group: int, rest: Counts, cap: int, room: Counts, lines: Counts = ()) -> Counts:
-    """Positions (indices) on which a site leaves what there is room for. rest, cap: as for `choices`. room: for how many
-    sites each position has it, `ANY` for any number. lines: positions with room for this site, after which nothing may
-    have to be on points."""
+    """Positions (indices) on which a site leaves what there is room for.
+
+    rest, cap: as for `choices`. room: for how many sites each position has it, `ANY` for any number. lines: positions
+    with room for this site, after which nothing may have to be on points.
+    """
     those = points(max_atoms, group, rest, room)
     return tuple(i for i, (m, _) in enumerate(atoms_of(max_atoms, group)) if m <= min(rest[0], cap) and (
         (room[i] and _lasts(max_atoms, group, rest, room, i))
@@ -133,7 +135,7 @@ def points(max_atoms: int, group: int, rest: Counts, room: Counts) -> Counts:
 
 
 def _lasts(max_atoms: int, group: int, rest: Counts, room: Counts, i: int, without: Counts = ()) -> bool:
-    """Whether there is room for what is left after a site on position i, and none on those that it must do `without`."""
+    """Whether there is room for what is left after a site on position i, without some positions."""
     table = atoms_of(max_atoms, group)
     free, few = _free_and_few(max_atoms, group, room)
     m, others = table[i][0], rest[1:]
@@ -160,8 +162,8 @@ def fits(max_atoms: int, group: int, counts: Counts, sides: tuple[float, ...]) -
 
 
 def can_have(max_atoms: int, group: int, counts: Counts, fresh: int = 0) -> bool:
-    """Whether so many atoms of some elements, and `fresh` more of elements not yet chosen, can be on positions such that
-    they have the group and no more symmetry."""
+    """Whether so many atoms of some elements, and `fresh` more of elements not yet chosen, can have the group and no
+    more symmetry."""
     return _can_have(max_atoms, group, (), (), 0, ANY, tuple(sorted(counts)), fresh)
 
 

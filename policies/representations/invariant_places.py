@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 
@@ -93,13 +94,14 @@ class Places(Cells):
         def some(found: torch.Tensor) -> torch.Tensor:  # (N,) whether its row has any
             return _any_by(r, found.any(1)[:, None], len(rows))[r, 0]
 
-        good = exact & self._apart(row, g, member, position, written, at, k, True)
-        good &= self._apart_ahead(row, g, member, written, at, k, good)
+        def apart(i: torch.Tensor, fit: bool) -> tuple[torch.Tensor, torch.Tensor]:  # as far as settled, and for good
+            found = exact[i] & self._apart(row[i], g[i], member[i], position[i], written[i], at[i], k[i], fit)
+            return found, found & self._apart_ahead(row[i], g[i], member[i], written[i], at[i], k[i], found)
+
+        good = apart(each, True)[1]
         tight = (~some(good)).nonzero()[:, 0]
         if len(tight):
-            of = [x[tight] for x in (row, g, member, position, written, at, k)]
-            free = exact[tight] & self._apart(*of, False)
-            good[tight] = free & self._apart_ahead(*of[:3], *of[4:], free)
+            free, good[tight] = apart(tight, False)
             # Rows where nothing keeps atoms apart let that go.
             for more in (free, exact[tight]):
                 good[tight] |= more & ~some(good)[tight, None]
@@ -112,7 +114,7 @@ class Places(Cells):
         index = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
         index[r[on]] = position[on]
         most = int(self.members.n_operations[group].max())
-        orbit = (self.members.rotations[group, :most].float() @ grid[:, None, :, None].float())[..., 0].long()
+        orbit = (self.members.rotations[group, :most] @ grid[:, None, :, None].float())[..., 0].long()
         orbit = (orbit + self.members.shifts[group, :most]) % Q
         key = (orbit[..., 0] * Q + orbit[..., 1]) * Q + orbit[..., 2]
         real = torch.arange(most, device=rows.device) < self.members.n_operations[group, None]
@@ -208,7 +210,7 @@ class Places(Cells):
         m, taken = self.members, self.filled[rows] + self.reserved[rows]
         filled = int(taken.max())
         most = int(m.n_operations[group].max())
-        own = torch.eye(3, device=rows.device) - m.rotations[group, 1:most].float()  # (N, G, 3, 3)
+        own = torch.eye(3, device=rows.device) - m.rotations[group, 1:most]  # (N, G, 3, 3)
         offset = (own @ start[:, None, :, None].float())[..., 0] - m.shifts[group, 1:most]
         turn = (own @ along[:, None, :, None].float())[..., 0]
         later = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
@@ -234,19 +236,29 @@ def _along(free: torch.Tensor, start: torch.Tensor, along: torch.Tensor, grid: t
     In steps of 1/Q all of them; where coordinate k runs along t from what is already settled, the rest is met as well.
     """
     t, each = torch.arange(Q, device=free.device), torch.arange(len(free), device=free.device)
+    start = start % Q
     for i in range(2):
         at = (k > i).nonzero()[:, 0]
         if len(at):
-            met = (start[at, i, None] + along[at, i, None] * t - grid[at, i, None]) % Q == 0
-            free = free.index_put((at,), free[at] & met)
+            apart = (grid[at, i] - start[at, i]) % Q
+            free = free.index_put((at,), free[at] & (_steps(free.device)[along[at, i]] == apart[:, None]))
     first, step = start[each, k, None], along[each, k, None]
-    found = free.gather(1, (t - first) * step % Q)  # where a step of t is one of the coordinate, there or back
+    back = t - first
+    back = torch.where(step < 0, -back, back)
+    found = free.gather(1, torch.where(back < 0, back + Q, back))  # where a step of t is one of the coordinate
     n = (step.abs() != 1).nonzero()[:, 0]
     if len(n):
         found[n] = False
-        i, j = free[n].nonzero(as_tuple=True)
-        found[n[i], (first[n[i], 0] + step[n[i], 0] * j) % Q] = True
+        row, j = free[n].nonzero(as_tuple=True)
+        found[n[row], (first[n[row], 0] + step[n[row], 0] * j) % Q] = True
     return found
+
+
+@cache
+def _steps(device: torch.device) -> torch.Tensor:
+    """(2 Q, Q): in row n, n t in 1/Q of a period; negative n count from the end."""
+    n = torch.cat([torch.arange(Q), torch.arange(-Q, 0)])
+    return (n[:, None] * torch.arange(Q) % Q).short().to(device)
 
 
 def _any_by(which: torch.Tensor, found: torch.Tensor, n: int) -> torch.Tensor:

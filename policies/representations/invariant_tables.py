@@ -157,7 +157,7 @@ def _bad_x(outer: np.ndarray, inner: np.ndarray, shift: np.ndarray, basis: np.nd
 
 
 def _operations() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rotations, shifts = np.zeros((231, 192, 3, 3), dtype=np.int64), np.zeros((231, 192, 3), dtype=np.int64)
+    rotations, shifts = np.zeros((231, 192, 3, 3), dtype=np.float32), np.zeros((231, 192, 3), dtype=np.int64)
     number = np.zeros(231, dtype=np.int64)
     for group in range(1, 231):
         r, s = operations(group)

@@ -49,8 +49,11 @@ class Forced(State):
             template = self.templates[row]
             if field == ELEMENT and template is not None and template.elements is not None:
                 every = torch.arange(state.elements.shape[1])
-                allowed = torch.isin(every, torch.tensor(sorted(template.elements)))
-                state.elements[row] &= allowed.to(state.elements.device)
+                among = torch.isin(every, torch.tensor(sorted(template.elements))).to(state.elements.device)
+                some = state.elements[row] & among
+                if not some.any():  # those asked for are too large for the cell
+                    some = state.contents.allowed(torch.tensor([row], device=among.device))[0] & among
+                state.elements[row] = some
         mask = state.legal()
         for row, (tokens, at) in enumerate(zip(known, self.at.tolist(), strict=True)):
             if tokens is not None:

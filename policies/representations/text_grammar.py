@@ -8,7 +8,7 @@ import torch
 
 from policies.representations.asked import Asked
 from policies.representations.base import State
-from policies.representations.distances import free_on_line
+from policies.representations.distances import TOUCHING, free_on_line, pair_limits, radii, shortest
 from policies.representations.quantiser import MAX_ANGLE, MIN_ANGLE
 from policies.representations.text_cell import alpha_bounds, gamma_bounds, least_length, metric_and_volume, volume_for
 from policies.representations.text_content import Contents
@@ -20,8 +20,9 @@ class TextState(State):
 
     A number is allowed digit by digit: a digit may follow if some allowed value starts so. The allowed values of a
     field are a range (`low` to `high`, in steps of its precision) and, for beta and the third coordinate, a table
-    within it (`counts`, sums of it up to each value). Beta must leave some gamma. Third coordinates keep atoms 0.5 Å
-    apart; where no value does, all are allowed.
+    within it (`counts`, sums of it up to each value). Beta must leave some gamma. Elements fit between their own images
+    where any does. Third coordinates keep atoms as far apart as fits their elements; where no value does, 0.5 Å; where
+    no value does that, all are allowed.
     """
 
     def __init__(self, tables: Tables, exact: torch.Tensor, owed: torch.Tensor, asked: Sequence[Asked | None],
@@ -44,12 +45,14 @@ class TextState(State):
         self.numbers = zeros(ENDED + 1, dtype=torch.double)  # by field: Å, degrees, fractions
         self.metric = zeros(3, 3, dtype=torch.float)
         self.frac = zeros(most, 3, dtype=torch.float)  # of the atoms that are complete
+        self.radius_of = radii(device)
+        self.radii = zeros(most, dtype=torch.float)  # Å, of those atoms and the one that is being written
         self._enter(0, torch.arange(b, device=device))
 
     def keep(self, rows: int) -> None:
         self.contents.keep(rows)
         for name in ("volume", "field", "value", "whole", "part", "point", "letters", "low", "high", "counts",
-                     "elements", "numbers", "metric", "frac"):
+                     "elements", "numbers", "metric", "frac", "radii"):
             setattr(self, name, getattr(self, name)[:rows])
 
     def legal(self) -> torch.Tensor:
@@ -117,6 +120,7 @@ class TextState(State):
         if len(named):
             initial, second = self.letters[named].unbind(1)
             self.contents.take(named, t.symbols[initial, second])
+            self.radii[named, self.contents.placed[named] - 1] = self.radius_of[t.symbols[initial, second]]
         if len(closed):
             self.metric[closed], volume = metric_and_volume(self.numbers[closed, :6])
             self.contents.make_room(closed, volume)
@@ -149,12 +153,12 @@ class TextState(State):
                 some = (low * unit).ceil() <= (high * unit).floor()
                 self._table(rows, some & (t.angles >= MIN_ANGLE) & (t.angles <= MAX_ANGLE))
         elif field == ELEMENT:
-            self.elements[rows] = self.contents.allowed(rows)
+            self.elements[rows] = self.small(rows, self.contents.allowed(rows))
         elif field in (X, Y):
             self.low[rows], self.high[rows] = 0, unit - 1
         elif field == Z:
             own = self.numbers[rows, X : Z + 1].float()
-            self._table(rows, self.apart(rows, own, self.frac[rows], self.contents.placed[rows] - 1))
+            self._table(rows, self.apart(rows, own, self.frac[rows], self.radii[rows], self.contents.placed[rows] - 1))
 
     def _range(self, rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
         self.low[rows], self.high[rows] = low.ceil().long(), high.floor().long()
@@ -165,10 +169,17 @@ class TextState(State):
         self.low[rows], self.high[rows] = 0, k - 1
         self.counts[rows, 1 : k + 1] = allowed.cumsum(1, dtype=torch.int32)
 
-    def apart(self, rows: torch.Tensor, own: torch.Tensor, others: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    def small(self, rows: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """Narrow elements (R, 119) to those that are not too close to their own images, if any is allowed."""
+        fit = allowed & (self.radius_of <= shortest(self.metric[rows])[:, None] / (2 * TOUCHING))
+        return torch.where(fit.any(1, keepdim=True), fit, allowed)
+
+    def apart(self, rows: torch.Tensor, own: torch.Tensor, others: torch.Tensor, radius: torch.Tensor,
+              count: torch.Tensor) -> torch.Tensor:
         """(R, steps) third coordinates at which an atom is not too close to others; all where there is none.
 
         own: (R, 3), of which the third is not looked at. others: (R, M, 3), of which the first `count` (R,) are there.
+        radius: (R, M) Å of these and of the atom, which follows them.
         """
         m = int(count.max())
         flat = torch.cat([own[:, :2], torch.zeros_like(own[:, :1])], 1)
@@ -176,7 +187,12 @@ class TextState(State):
         along = torch.zeros_like(start)
         along[..., 2] = 1
         real = torch.arange(m, device=rows.device) < count[:, None]
-        free = free_on_line(self.metric[rows], start, along, real, self.t.units[Z])
+        limit = pair_limits(radius[:, :m], radius.gather(1, count[:, None]))
+        free = free_on_line(self.metric[rows], start, along, real, self.t.units[Z], limit)
+        tight = (~free.any(1)).nonzero()[:, 0]
+        if len(tight):
+            free[tight] = free_on_line(self.metric[rows[tight]], start[tight], along[tight], real[tight],
+                                       self.t.units[Z])
         return free | ~free.any(1, keepdim=True)
 
 

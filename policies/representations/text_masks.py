@@ -43,7 +43,7 @@ class WholeMasks:
         #: (B, N + 1) bool: whether the element asked for is among the atoms before each.
         paid = F.pad((z == contents.owed[:, None]).cumsum(1) > 0, (1, 0)) | (contents.owed == 0)[:, None]
         self._names(paid)
-        self._third(paid)
+        self._third(paid, self.state.radius_of[z])
         self.mask[..., self.t.pad] = self.ended
         return self.mask
 
@@ -89,11 +89,11 @@ class WholeMasks:
         rows, at = self.named.nonzero(as_tuple=True)
         contents, atom = self.state.contents, self.atom[rows, at]
         owed = contents.owed[rows].masked_fill(paid[rows, atom], 0)
-        allowed = contents.elements(contents.most[rows] - atom, owed)
+        allowed = self.state.small(rows, contents.elements(contents.most[rows] - atom, owed))
         self.mask[rows, at] = letters(self.t, allowed, *self._letters(rows, at))
 
-    def _third(self, paid: torch.Tensor) -> None:
-        """Third coordinates, and what follows them."""
+    def _third(self, paid: torch.Tensor, radius: torch.Tensor) -> None:
+        """Third coordinates, and what follows them. radius: (B, N) Å of the atoms."""
         rows, at = (self.placed & (self.place == 2 * self.width)).nonzero(as_tuple=True)
         atom = self.atom[rows, at]
         frac = torch.zeros(*paid.shape, 3, device=self.mask.device)
@@ -102,8 +102,9 @@ class WholeMasks:
         frac /= self.t.units[X]
         several = max(1, PAIRS // paid.shape[1])
         for part in torch.arange(len(rows), device=rows.device).split(several) if len(rows) else ():
-            self._digits(rows[part], at[part], self.state.apart(rows[part], frac[rows[part], atom[part]],
-                                                                frac[rows[part]], atom[part]))
+            free = self.state.apart(rows[part], frac[rows[part], atom[part]], frac[rows[part]], radius[rows[part]],
+                                    atom[part])
+            self._digits(rows[part], at[part], free)
         rows, at = (self.placed & (self.place == 3 * self.width - 1)).nonzero(as_tuple=True)
         contents, atom = self.state.contents, self.atom[rows, at] + 1
         exact = contents.exact[rows]
