@@ -154,8 +154,8 @@ class AtomsState(State):
         ends[rows] = torch.tensor([end for _, end in found], device=allowed.device)
 
     def _free(self) -> torch.Tensor:
-        """(B, Q) bool: the z that keep the atom apart from those before it as fits their elements; at the least distance
-        where none does; all where none does that."""
+        """(B, Q) bool: the z that keep the atom as far from those before it as fits their elements; at the least
+        distance where none does; all where none does that."""
         n, rows = self.n, torch.arange(len(self.points), device=self.points.device)
         limit = pair_limits(self.radii[:, :n], self.radii[:, n : n + 1])
         free = self._free_by(rows, limit)
