@@ -521,6 +521,21 @@ def test_atoms_keep_their_distance():
     apart = {f"{k}/1008" for k in range(1008) if 4 * min(k, 1008 - k) / 1008 >= MIN_DISTANCE}
     assert legal_after({}, ids) == apart
     assert len(legal_after({}, LATTICE + HELIUM + tokens("He", "500/1008", "0/1008"))) == 1008
+    # Sodium has a radius of 1.66 Å: 0.6 of two of them is 1.992 Å of the 4 Å.
+    sodium = tokens("Na", "0/1008", "0/1008")
+    assert legal_after({}, LATTICE + sodium + tokens("0/1008") + sodium) == {f"{k}/1008" for k in range(502, 507)}
+
+
+def test_what_is_too_large_for_a_cell_or_a_place():
+    # A cell of 2.8 Å has no room for atoms of more than 2.33 Å; two of titanium (1.60 Å) leave no z for one another.
+    thin = tokens("90°", "+0/20°", "90°", "+0/20°", "90°", "+0/20°", "2Å", ".80Å", "2Å", ".80Å", "2Å", ".80Å")
+    legal = legal_after({}, thin)
+    assert {"H", "O", "Ti", "Rb"} <= legal and not {"Cs", "Fr"} & legal
+    narrow = tokens("90°", "+0/20°", "90°", "+0/20°", "90°", "+0/20°", "9Å", ".00Å", "9Å", ".00Å", "3Å", ".80Å")
+    titanium = tokens("Ti", "0/1008", "0/1008")
+    apart = {f"{k}/1008" for k in range(1008) if 3.8 * min(k, 1008 - k) / 1008 >= 0.6 * 2 * 1.60}
+    assert not apart and len(legal_after({}, narrow + titanium + tokens("0/1008") + titanium)) == sum(
+        3.8 * min(k, 1008 - k) / 1008 >= MIN_DISTANCE for k in range(1008))
 
 
 # Species that must come out as asked

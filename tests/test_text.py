@@ -135,7 +135,7 @@ def test_no_two_tokens_have_one_name():
 # What cannot be read
 
 LATTICE = "4.00 4.00 4.00\n90.0 90.0 90.0\n"
-ATOM = "Na\n0.000 0.000 0.000"
+ATOM, HYDROGEN = "Na\n0.000 0.000 0.000", "H\n0.000 0.000 0.000"
 
 
 @pytest.mark.parametrize(
@@ -335,9 +335,11 @@ DIGITS = set("0123456789")
         (LATTICE, {"elements": "Li-La"}, {"L"}),
         (LATTICE + "L", {"elements": "Li-La"}, {"a", "i"}),
         (f"{LATTICE}{ATOM}\nNa\n0.000 0.000 ", {}, {"0"}),
-        (f"{LATTICE}{ATOM}\nNa\n0.000 0.000 0.", {}, set("12345678")),  # half an Å of 4 Å is 0.125
-        (f"{LATTICE}{ATOM}\nNa\n0.000 0.000 0.1", {}, set("23456789")),
-        (f"{LATTICE}{ATOM}\nNa\n0.000 0.000 0.12", {}, set("56789")),
+        (f"{LATTICE}{HYDROGEN}\nH\n0.000 0.000 0.", {}, set("12345678")),  # half an Å of 4 Å is 0.125
+        (f"{LATTICE}{HYDROGEN}\nH\n0.000 0.000 0.1", {}, set("23456789")),
+        (f"{LATTICE}{HYDROGEN}\nH\n0.000 0.000 0.12", {}, set("56789")),
+        (f"{LATTICE}{ATOM}\nNa\n0.000 0.000 0.", {}, set("45")),  # 0.6 of two radii of 1.66 Å is 1.992 Å of 4 Å
+        (f"{LATTICE}{ATOM}\nNa\n0.000 0.000 0.49", {}, set("89")),
     ],
 )
 def test_the_grammar_by_hand(written, condition, expected):
