@@ -85,6 +85,21 @@ class Point:
         return np.ones_like(raw)
 
 
+def figures(rms: np.ndarray) -> tuple[float, float, float]:
+    """Match rate, its standard error, and RMSE of rms displacements (formulas, samples), NaN where nothing matches."""
+    best = np.where(np.isnan(rms), np.inf, rms).min(1)
+    hit = np.isfinite(best)
+    rate = float(hit.mean())
+    return rate, float(np.sqrt(rate * (1 - rate) / len(hit))), float(best[hit].mean()) if hit.any() else float("nan")
+
+
+def _table(values: np.ndarray, shape: tuple[int, int], missing: float) -> np.ndarray:
+    """Values of the formulas that were written; the last rows, of those that were not, hold what is missing."""
+    table = np.full(shape, missing)
+    table.flat[: len(values)] = values
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--n", type=int, default=1000, help="formulas, drawn at random from the split")
@@ -122,21 +137,17 @@ def main() -> None:
     started = time.monotonic()
     with RewardPool(rewards, "match", workers=chosen.workers, ray=RayConfig(chunk=16, timeout_s=60)) as pool:
         scored = pool.score(crystals, conditions)
-    rms = np.full((len(picked), chosen.samples), np.nan)
-    rms[: len(picked) - refused] = scored.raw[:, 0].reshape(-1, chosen.samples)
+    shape = (len(picked), chosen.samples)
+    rms = _table(scored.raw[:, 0], shape, np.nan)
     lines = [("1 sample", rms[:, :1]), (f"any of {chosen.samples}", rms)]
     if chosen.energy:
-        energy = np.full(rms.shape, np.inf)
-        energy[: len(picked) - refused] = np.nan_to_num(scored.raw[:, 1], nan=np.inf).reshape(-1, chosen.samples)
-        lowest = energy.argmin(1)[:, None]
+        lowest = np.nan_to_num(_table(scored.raw[:, 1], shape, np.inf), nan=np.inf).argmin(1)[:, None]
         lines.append((f"lowest of {chosen.samples} by {chosen.energy}", np.take_along_axis(rms, lowest, 1)))
     print(f"\n{len(picked):,} formulas ({refused} that the policy cannot write), {chosen.samples} samples of each, "
           f"{(scored.status == 'invalid').mean():.1%} of these invalid\n\n| | match rate | RMSE |\n|---|---|---|")
     for name, some in lines:
-        best = np.where(np.isnan(some), np.inf, some).min(1)
-        hit = np.isfinite(best)
-        error = np.sqrt(hit.mean() * (1 - hit.mean()) / len(hit))
-        print(f"| {name} | {hit.mean():.1%} ± {error:.1%} | {best[hit].mean():.4f} |")
+        rate, error, mean = figures(some)
+        print(f"| {name} | {rate:.1%} ± {error:.1%} | {mean:.4f} |")
     print(f"\n{sampled:.0f} s of sampling, {time.monotonic() - started:.0f} s of comparing")
 
 
