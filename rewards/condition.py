@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from pymatgen.core import Composition, Structure
 
+from rewards.guards import refuse
 from rlgen.conditions import SYSTEM, Category, Transform, known, read
 from rlgen.predictors import Predictor, predictor_of
 from rlgen.properties import PROPERTIES
@@ -40,6 +41,8 @@ COMPOSITION: dict[str, Callable[[Structure, Any], bool]] = {
 }
 #: What the grammar alone sees to: it holds for every crystal that comes here.
 GRAMMAR = ("max_atoms", "neutral")
+#: What atoms too close or too far apart cannot feign. A density they can, and to a model's gap anything may happen.
+HONEST = ("n_atoms", "n_elements", "space_group", "crystal_system", "hhi_production", "hhi_reserve")
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,10 @@ class ConditionMatch:
     once. functions: what gives a property, as "my.module:function" (from a Structure to a number), besides what
     `rlgen.predictors` has; of a category it gives the place of the name. scales: of properties, as `rlgen.conditions`
     reads them (kind, low, high): on a logarithmic scale distances are those of the logarithms, and tolerance and width
-    hold above what is asked. energy, hull: of e_above_hull.
+    hold above what is asked. energy, hull: of e_above_hull. closest, vacuum: of the guards, as of the stability reward.
 
-    Where a property cannot be had, the crystal has no match and has failed.
+    Where a property cannot be had, the crystal has no match and has failed; so has one whose geometry the guards
+    refuse, if it was asked for a number that such a geometry can feign.
     """
 
     properties: Sequence[str] | None = None
@@ -68,6 +72,8 @@ class ConditionMatch:
     scales: Mapping[str, Any] = field(default_factory=dict)
     energy: str = "auto"
     hull: str | None = None
+    closest: float = 0.6
+    vacuum: float = 3.5
 
     name: ClassVar[str] = "condition"
     unit: ClassVar[str] = ""
@@ -109,7 +115,7 @@ class ConditionMatch:
             if name in COMPOSITION:
                 match[rows] = [COMPOSITION[name](s, a) for s, a in zip(some, asked, strict=True)]
                 continue
-            values, why = self._predictor(name).predict(some)
+            values, why = self._values(name, some)
             columns[f"measured_{name}"] = np.full(count, np.nan)
             columns[f"measured_{name}"][rows] = values
             match[rows] = [self.match(name, float(v), a) for v, a in zip(values, asked, strict=True)]
@@ -120,6 +126,16 @@ class ConditionMatch:
         raw = self._combined(np.array(matches).reshape(len(matches), count).T)
         raw[[bool(reason) for reason in reasons]] = np.nan
         return raw, reasons, columns
+
+    def _values(self, name: str, structures: Sequence[Structure]) -> tuple[np.ndarray, list[str]]:
+        """A property of crystals (B,), and why one has none: what the guards refuse is not measured."""
+        values = np.full(len(structures), np.nan)
+        why = ["" if name in HONEST else refuse(s, self.closest, self.vacuum) for s in structures]
+        sound = [i for i, reason in enumerate(why) if not reason]
+        values[sound], problems = self._predictor(name).predict([structures[i] for i in sound])
+        for i, problem in zip(sound, problems, strict=True):
+            why[i] = problem
+        return values, why
 
     def transform(self, raw: np.ndarray) -> np.ndarray:
         return np.asarray(raw, dtype=float)

@@ -93,8 +93,10 @@ def test_every_real_crystal_meets_what_it_is(mp20):
         found |= {"formula": structure.formula, "elements": structure.chemical_system,
                   "chemical_system": structure.chemical_system, "element": structure.species[0].symbol}
         conditions.append({k: v for k, v in found.items() if isinstance(v, str) or not math.isnan(v)})
-    assert ConditionMatch().measure(mp20, conditions).tolist() == [1.0] * len(mp20)
-    others = ConditionMatch().measure(mp20, conditions[1:] + conditions[:1])
+    unguarded = ConditionMatch(closest=0.0, vacuum=20.0)
+    assert unguarded.measure(mp20, conditions).tolist() == [1.0] * len(mp20)
+    assert np.mean(ConditionMatch().measure(mp20, conditions) == 1) > 0.97  # single layers with much vacuum are refused
+    others = unguarded.measure(mp20, conditions[1:] + conditions[:1])
     assert np.nanmax(others) <= 1 and np.nanmean(others) < 0.8  # NaN where a crystal has no HHI
 
 
@@ -132,6 +134,16 @@ def test_what_cannot_be_had_has_failed_and_is_never_a_reward():
     assert scored.status.tolist() == ["ok", "failed", "ok"]
     assert scored.reason == ["", "condition: hhi_reserve: it has none", ""]
     assert np.isnan(scored.raw[1, 0]) and np.isnan(scored.score[1, 0])
+
+
+def test_a_density_that_is_feigned_is_not_paid_for():
+    squeezed = rocksalt(a=3.1)  # 13 g/cm³, and valid
+    apart = Structure(Lattice.cubic(9), ["Na", "Cl"], [[0, 0, 0], [0.28, 0, 0]])
+    asked = [{"density": s.density} for s in (squeezed, apart)]
+    with RewardPool([make("condition")], "condition", workers=0) as pool:
+        scored = pool.score([squeezed, apart, squeezed], [*asked, {"space_group": 225}])
+    assert scored.status.tolist() == ["failed", "failed", "ok"] and scored.total.tolist() == [0, 0, 1]
+    assert [reason.split(": ")[2] for reason in scored.reason[:2]] == ["close", "fragments"]
 
 
 def test_measured_values_and_matches_are_kept_beside_the_score():
