@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,8 +32,9 @@ def seconds_per_step(name: str, output: Path) -> float:
     """Of training, by the difference of two short runs; the first of three fills caches."""
     def spent(steps: int) -> float:
         return call("pretrain", f"representation={name}", *SETTINGS, "limit=1024", f"steps={steps}",
-                    "evaluate_every=1000", f"output={output}")
+                    "evaluate_every=1000", f"output={output / str(steps)}")
 
+    shutil.rmtree(output, ignore_errors=True)
     spent(1)
     return (spent(70) - spent(10)) / 60
 
