@@ -57,7 +57,10 @@ def _load(name: str) -> Real:
     base, _, split = name.rpartition(":")
     if split not in ("train", "val", "test") or not base:
         base, split = name, ""
-    found = data.load(SHIPPED if base == "shipped" else base)
+    try:
+        found = data.load(SHIPPED if base == "shipped" else base)
+    except UserError as error:
+        raise UserError(f"real={name}: {error}") from error
     if split and split not in found.splits:
         raise UserError(f"real={name}: {base} has no split {split}; it has {', '.join(found.splits)}")
     records = found.splits[split] if split else list(found)

@@ -85,6 +85,7 @@ def evaluate(
     notes |= {"samples": len(crystals), "relaxed": relax, "fmax": fmax, "steps": steps, "seed": seed}
     notes |= {"definitions": vars(settings)}
     others = None if real is None else Real.load(real)
+    checked = _checked(crystals, settings)
     # Energies as written are shown, not paid for: they are measured however close atoms are and strong the forces.
     strongest = np.inf if relax else None
     written = WrittenStability(energy=energy, hull=hull, mode="single_point", closest=0.0, max_force=strongest)
@@ -99,7 +100,7 @@ def evaluate(
             "status": scored["status"],
             "reason": scored["reason"],
             "valid": scored["status"] != "invalid",
-            **_checked(crystals, settings),
+            **checked,
             "novel": scored["novelty"] == 1,
             "e_above_hull": scored["stability"] if relax else scored["stability_written"],
             "e_above_hull_written": scored["stability_written"],

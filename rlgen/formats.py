@@ -25,11 +25,10 @@ Crystal = Structure | CrystalError
 
 
 class Format(NamedTuple):
-    """name: of its file or folder; write: puts the crystals there; readers: what reads it."""
+    """name: of its file or folder; write: puts the crystals there."""
 
     name: str
     write: Callable[[Path, Sequence[Crystal]], None]
-    readers: str
 
 
 def to_cif(structure: Structure) -> str:
@@ -82,12 +81,13 @@ def write_lemat(path: Path, crystals: Sequence[Crystal]) -> None:
     pd.DataFrame({"sample": range(len(cifs)), "cif_string": cifs}).to_csv(path, index=False)
 
 
+#: docs/evaluation.md says what reads each.
 FORMATS: dict[str, Format] = {
-    "cif": Format("cif", write_cifs, "nearly every tool; LeMat-GenBench's --cifs"),
-    "extxyz": Format("samples.extxyz", write_frames, "ASE, OVITO, potentials' training scripts; MatterGen"),
-    "db": Format("samples.db", write_database, "ase.db, `ase gui`"),
-    "json": Format("samples.json", write_json, "pymatgen (monty.serialization.loadfn)"),
-    "lemat": Format("lemat.csv", write_lemat, "LeMat-GenBench's --csv"),
+    "cif": Format("cif", write_cifs),
+    "extxyz": Format("samples.extxyz", write_frames),
+    "db": Format("samples.db", write_database),
+    "json": Format("samples.json", write_json),
+    "lemat": Format("lemat.csv", write_lemat),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from rlgen import evaluation
+from rlgen.settings import MetricsConfig
 from rlgen.types import CrystalError, UserError
 
 
@@ -182,6 +183,11 @@ def test_a_crystal_of_many_elements_is_described_at_once():
 def test_wrong_names_are_refused_before_any_work():
     with pytest.raises(UserError, match="unknown potential"):
         evaluation.evaluate(CRYSTALS, energy="none", reference="shipped:all", progress=False)
+    with pytest.raises(UserError, match="oxidation_states=mine; known: icsd24"):
+        mine = MetricsConfig(oxidation_states="mine")
+        evaluation.evaluate(CRYSTALS, energy="chgnet", reference="shipped:all", settings=mine, progress=False)
+    with pytest.raises(UserError, match="real=none"):
+        evaluation.evaluate(CRYSTALS, energy="chgnet", reference="shipped:all", real="none", progress=False)
     with pytest.raises(UserError, match="no samples"):
         evaluation.evaluate([], energy="chgnet", reference="shipped:all", progress=False)
     with pytest.raises(UserError, match="shipped"):
