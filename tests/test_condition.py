@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import CRYSTALS
 from pymatgen.core import Lattice, Structure
 from toy_rewards import rocksalt, rocksalts
@@ -248,3 +249,33 @@ def test_energy_above_hull_is_that_of_the_potential():
     _, _, columns = reward.measure_with_columns([SALT], [{"e_above_hull": above}])
     assert columns["measured_e_above_hull"][0] == pytest.approx(above, abs=1e-5)
     assert columns["match_e_above_hull"][0] == 1
+
+
+def test_a_rare_target_is_hit_more_often_after_learning(monkeypatch):
+    """Cells of a random policy are up to 126 Å long; one in twenty-five has its first edge within 2.5 Å of 20."""
+    from accelerate import Accelerator
+    from toy_learning import settings, tiny
+
+    from policies.sampler import decode, sample
+    from rlgen import algorithms
+
+    monkeypatch.setattr("rewards.condition.refuse", lambda *_: "")  # no random cell would pass
+    policy, reward = tiny(), ConditionMatch(functions={"length": "test_condition:length_of"},
+                                            tolerance={"length": 1.0}, width={"length": 8.0})
+    learner = algorithms.make(settings(learning_rate=2e-2), policy, Accelerator(cpu=True))
+
+    def draw(step: int) -> tuple[Any, np.ndarray, float]:
+        rollout = sample(policy, [{"n_atoms": 1}] * 64, torch.Generator().manual_seed(step),
+                         group=[i // 8 for i in range(64)])
+        crystals = decode(policy, rollout)
+        earned = np.zeros(64)
+        fine = [i for i, crystal in enumerate(crystals) if isinstance(crystal, Structure)]
+        earned[fine] = reward.measure([crystals[i] for i in fine], [{"length": 20.0}] * len(fine))
+        return rollout, earned, np.mean([abs(length_of(crystals[i]) - 20) < 2.5 for i in fine])
+
+    hits = []
+    for step in range(30):
+        rollout, earned, share = draw(step)
+        learner.update(rollout, earned, np.random.default_rng(step))
+        hits.append(share)
+    assert np.mean(hits[:5]) < 0.1 and np.mean(hits[-5:]) > 0.5
