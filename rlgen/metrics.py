@@ -125,7 +125,7 @@ def distinct(labels: Sequence[Hashable | None], rng: np.random.Generator, *, res
     drawn = np.concatenate([(part > 0).sum(axis=1) for part in parts]).astype(float)
     value = float(len(counts))
     low, high = _percentiles(drawn - drawn.mean() + value)
-    return Estimate(1000 * value / n, 1000 * max(0.0, low) / n, 1000 * high / n)
+    return Estimate(1000 * value / n, 1000 * max(0.0, low) / n, min(1000.0, 1000 * high / n))
 
 
 def wasserstein(

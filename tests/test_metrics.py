@@ -119,6 +119,7 @@ def test_distinct_labels_per_thousand_samples():
     found = metrics.distinct(labels, rng)
     assert found.value == pytest.approx(3 / 20 * 1000) and 100 <= found.low < found.value < found.high <= 200
     assert metrics.distinct([None] * 5, rng).value == 0
+    assert metrics.distinct([*range(50), 0], rng).high == 1000  # there cannot be more labels than samples
     assert math.isnan(metrics.distinct([], rng).value)
 
 

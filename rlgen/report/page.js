@@ -23,6 +23,12 @@ function figure(title, drawing, caption = "", [width, height] = [320, 170]) {
   return make("figure", { innerHTML: `${inside}<figcaption>${caption}</figcaption>` });
 }
 
+function median(values) {
+  const sorted = [...values].sort((a, b) => a - b);
+  const half = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+}
+
 function ticks(low, high, count = 5) {
   const rough = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -60,7 +66,7 @@ function histogram({ column, title, unit, low, high, marks = [] }) {
     return `<rect x="${(i * 320) / bins + 0.5}" y="${130 - height}" width="${320 / bins - 1}" height="${height}" fill="${colours[k]}" opacity="${k ? 0.6 : 0.75}"/>`;
   }).join("")).join("");
   const lines = marks.map((mark) => `<line class="mark" x1="${x(mark)}" x2="${x(mark)}" y1="5" y2="130"/>`).join("");
-  const medians = values.map((one) => short([...one].sort((a, b) => a - b)[one.length >> 1])).join(" → ");
+  const medians = values.map((one) => short(one.length ? median(one) : null)).join(" → ");
   return figure(title, bars + lines + axis(x, low, high, 130, unit, 320), `${legend()}<br>median ${medians}`);
 }
 
