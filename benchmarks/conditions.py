@@ -26,14 +26,14 @@ from pymatgen.core import Structure
 
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
-from policies.sampler import decode, sample
 from rewards.validity import Validity
 from rlgen.conditions import CRYSTAL_SYSTEMS, Transform
+from rlgen.drawing import answering, drawn
 from rlgen.predictors import predictor_of
 from rlgen.properties import PROPERTIES
 from rlgen.protostructure import MIRRORED
 from rlgen.reference import duplicate_groups
-from rlgen.types import Condition, CrystalError, UserError
+from rlgen.types import CrystalError, UserError
 
 #: Share of the range of a scale within which a number counts as hit.
 CLOSE = 0.05
@@ -71,15 +71,12 @@ def same(name: str, asked: Any, found: Any) -> bool:
 
 
 def draw(policy: CrystalPolicy, prompts: PromptTable, targets: list[dict[str, Any]], n: int, weight: float, seed: int
-         ) -> tuple[list[Structure | CrystalError], list[Condition]]:
+         ) -> list[Structure | CrystalError]:
     """n crystals for each target, the same prompts for every weight."""
-    rng, rep = np.random.default_rng(seed), policy.representation
-    conditions = [c for t in targets for c in prompts.answering(t, n, rng, rep.possible, rep.conditions)]
+    rng = np.random.default_rng(seed)
+    conditions = [condition for target in targets for condition in answering(policy, prompts, target, n, rng)]
     policy.guide(weight)
-    generator = torch.Generator(policy.device).manual_seed(seed)
-    crystals = [c for start in range(0, len(conditions), 256)
-                for c in decode(policy, sample(policy, conditions[start : start + 256], generator))]
-    return crystals, conditions
+    return drawn(policy, conditions, torch.Generator(policy.device).manual_seed(seed), batch=256)[0]
 
 
 def judge(names: list[str], scales: dict[str, Any], targets: list[dict[str, Any]], n: int,
@@ -149,7 +146,7 @@ def main(policy: str, ask: str = "", weights: str = "0,1,1.5,2,3", targets: str 
         wanted = targets_of(names, prompts, int(targets), np.random.default_rng(int(seed)))
         for weight in map(float, weights.split(",")):
             began = time.process_time()
-            crystals, _ = draw(loaded, prompts, wanted, int(n), weight, int(seed))
+            crystals = draw(loaded, prompts, wanted, int(n), weight, int(seed))
             row = {"ask": asked, "weight": weight, "samples": len(crystals), "seconds": time.process_time() - began}
             rows.append(row | judge(names, scales, wanted, int(n), crystals))
             shown = {k: v for k, v in rows[-1].items() if not k.startswith("pairs")}

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from rlgen.conditions import HARD, known
 from rlgen.config import plain, read_value
+from rlgen.drawing import answering
 from rlgen.samples import TABLES
 from rlgen.types import Condition, UserError
 
 #: Crystals behind the shares of what is asked for.
-SHARES = 1000
+SHARES = 500
 
 
 def combinations(condition: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -61,20 +62,19 @@ class Asking:
             raise UserError(f"algorithm=trl does not know what only the grammar sees to ({', '.join(HARD)}); ask for "
                             "it with algorithm=grpo")
 
-    def draw(self, n: int, rng: np.random.Generator, representation: Any) -> list[Condition]:
+    def draw(self, n: int, rng: np.random.Generator, policy: CrystalPolicy) -> list[Condition]:
         """n conditions. UserError for what the policy cannot be asked for."""
         if not self.asked:
             return self.prompts.sample(n, rng, power=self.power, keep=self.keep)
         found: list[Condition] = []
         for one in (self.asked[i] for i in rng.integers(len(self.asked), size=n)):
-            representation.start(torch.tensor([representation.prompt(one)]), [one])  # says what cannot be met
-            condition, = self.prompts.answering(one, 1, rng, representation.possible, representation.conditions)
+            condition, = answering(policy, self.prompts, one, 1, rng)
             found.append({k: v for k, v in condition.items() if k in one or rng.random() < self.keep.get(k, 1.0)})
         return found
 
-    def shares(self, representation: Any) -> dict[tuple[int, int], float]:
+    def shares(self, policy: CrystalPolicy) -> dict[tuple[int, int], float]:
         """How much of what a grid or a file asks for goes to each pair of space group and number of atoms."""
-        drawn = self.draw(SHARES, np.random.default_rng(0), representation)
+        drawn = self.draw(SHARES, np.random.default_rng(0), policy)
         found: dict[tuple[int, int], float] = {}
         for condition in drawn:
             if "space_group" in condition and "n_atoms" in condition:

@@ -28,7 +28,7 @@ def compare(config: Any, trained: CrystalPolicy, prompts: PromptTable, log: Run)
     """Judge fresh samples of the pretrained and the fine-tuned policy, drawn for the same fresh prompts."""
     rng = np.random.default_rng([config.seed, 5])
     asking = Asking(prompts, config)
-    conditions = asking.draw(config.evaluate, rng, trained.representation) if asking.asked else prompts.sample(
+    conditions = asking.draw(config.evaluate, rng, trained) if asking.asked else prompts.sample(
         config.evaluate, rng)
     seed = int(rng.integers(2**62))
     pretrained, _ = CrystalPolicy.load(config.policy)

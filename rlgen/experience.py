@@ -118,8 +118,8 @@ class Collector:
         size = self.config.algorithm.group_size
         rng = np.random.default_rng([self.config.seed, 3, step])
         if not self._asked:
-            self._count_asked(self.asking.shares(policy.representation))
-        conditions = self.asking.draw(self.config.batch // size, rng, policy.representation)
+            self._count_asked(self.asking.shares(policy))
+        conditions = self.asking.draw(self.config.batch // size, rng, policy)
         generator = torch.Generator(policy.device).manual_seed(int(rng.integers(2**62)) + processes.index())
         chosen = self.replay.choose(len(conditions), rng)
         conditions[: len(chosen)] = [kept[0].condition for kept in chosen]

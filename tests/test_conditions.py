@@ -472,7 +472,7 @@ def test_scales_are_fitted_but_for_what_is_given():
 def salts(tmp_path_factory):
     """A policy trained for seconds on one kind of salt of many sizes, in a folder."""
     folder = tmp_path_factory.mktemp("salts")
-    lengths = np.random.default_rng(0).uniform(3, 7, 250)  # more would be written in several processes
+    lengths = np.random.default_rng(0).uniform(3, 7, 160)
     crystals = [Structure.from_spacegroup("Pm-3m", Lattice.cubic(a), ["Cs", "Cl"], [[0, 0, 0], [0.5] * 3])
                 for a in lengths]
     samples.write(folder / "data", crystals, {"length": lengths})
@@ -547,19 +547,19 @@ def asking(table, *settings):
 
 
 def test_prompts_of_a_grid_ask_for_every_combination():
-    rep = make("orbits", max_atoms=12, conditions={name: scale.to_dict() for name, scale in OF_TABLE.items()})
+    policy = policy_of(make("orbits", max_atoms=12, conditions=OF_TABLE))
     some = asking(TABLE, "grid.density=[3,8]", "grid.space_group=[221,225]", "n_atoms=0.5")
-    drawn = some.draw(400, np.random.default_rng(0), rep)
+    drawn = some.draw(200, np.random.default_rng(0), policy)
     pairs = [(c["density"], c["space_group"]) for c in drawn]
     for pair in [(3, 221), (3, 225), (8, 221), (8, 225)]:
-        assert pairs.count(pair) / 400 == pytest.approx(0.25, abs=0.07)
-    assert np.mean(["n_atoms" in c for c in drawn]) == pytest.approx(0.5, abs=0.08)
+        assert pairs.count(pair) / 200 == pytest.approx(0.25, abs=0.1)
+    assert np.mean(["n_atoms" in c for c in drawn]) == pytest.approx(0.5, abs=0.12)
     assert all(c.get("n_atoms", 5) == {221: 5, 225: 2}[c["space_group"]] for c in drawn if "n_atoms" in c)
     assert all("element" in c and "gap" not in c for c in drawn)
-    shares = some.shares(rep)
+    shares = some.shares(policy)
     assert shares[221, 5] == pytest.approx(0.25, abs=0.05) and set(shares) == {(221, 5), (225, 2)}
     # One step's prompts follow from its generator alone.
-    assert drawn == some.draw(400, np.random.default_rng(0), rep)
+    assert drawn == some.draw(200, np.random.default_rng(0), policy)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
@@ -572,8 +572,8 @@ def test_prompts_of_a_file_are_its_rows(tmp_path, suffix):
         table.to_json(file, orient="records", lines=True)
     some = asking(TABLE, f"file={file}")
     assert some.asked == [{"density": 3.5, "space_group": 225, "formula": "NaCl"}, {"formula": "SrTiO3"}]
-    rep = make("orbits", max_atoms=12, conditions={name: scale.to_dict() for name, scale in OF_TABLE.items()})
-    drawn = some.draw(20, np.random.default_rng(0), rep)
+    policy = policy_of(make("orbits", max_atoms=12, conditions=OF_TABLE))
+    drawn = some.draw(20, np.random.default_rng(0), policy)
     assert all(c["space_group"] == 225 and c["density"] == 3.5 for c in drawn if c["formula"] == "NaCl")
     assert {c["formula"] for c in drawn} == {"NaCl", "SrTiO3"} and all("element" not in c for c in drawn)
 
