@@ -98,6 +98,18 @@ def test_limits_of_pairs_by_hand():
     assert pair_limits(radius[1], radius[1]).item() == 0.5
 
 
+def test_what_a_line_leaves_free_is_not_too_close():
+    """At just the limit, as 210/1008 of 2.40 Å, rounding must not decide one way here and the other there."""
+    lengths = torch.arange(240, 600) / 100
+    metric = torch.diag_embed(torch.stack([torch.full_like(lengths, 9.0), lengths, lengths], 1) ** 2)
+    u = torch.arange(Q)[:, None] / Q
+    for start in ([0.0, 0.0, 0.0], [0.0, 0.5, 0.0], [0.5, 504 / Q - 1, 1.0]):
+        begin, along = torch.tensor(start), torch.tensor([0.0, 1.0, 0.0])
+        free = free_on_line(metric, begin.expand(360, 1, 3), along.expand(360, 1, 3), torch.ones(360, 1).bool())
+        near = too_close(metric, (begin + along * u).expand(360, Q, 3))
+        assert not (free & near).any()
+
+
 def test_points_too_close():
     rng = np.random.default_rng(1)
     rows = cells(20, rng)

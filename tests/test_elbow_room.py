@@ -39,7 +39,8 @@ def drawn_thin(representation: Representation, groups: tuple[int, ...], rows: in
 
 
 @pytest.mark.parametrize("name", ["orbits", "invariant"])
-@pytest.mark.parametrize("groups", [(8, 36, 38, 42, 57, 58, 65, 69), (107, 123, 139, 140, 155, 160, 161, 166)])
+@pytest.mark.parametrize("groups", [(8, 36, 38, 42, 57, 58, 65, 69), (107, 123, 139, 140, 155, 160, 161, 166),
+                                    (71, 74, 139, 187, 191, 194)])
 def test_atoms_keep_apart_in_thin_cells(name, groups):
     metric, atoms, filled = drawn_thin(make(name, max_atoms=20), groups, 128)
     assert filled.min() >= 1 and filled.max() > 20
