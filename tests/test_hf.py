@@ -169,6 +169,21 @@ def test_unequal_prompts_give_what_each_gives_alone(tmp_path, kind):
             assert float(logp[position - p]) == pytest.approx(float(expected[ids[position]]), abs=1e-4)
 
 
+@torch.no_grad()
+def test_guided_logprobs_equal_recomputed_ones(tmp_path):
+    density = {"density": {"kind": "linear", "low": -1.0, "high": 20.0}}
+    guided = HFPolicy.create(make("text", max_atoms=4, conditions=density), path=language_model(tmp_path)).eval()
+    asked = [c | {"density": d} for c, d in zip(CONDITIONS, (5.0, -0.5, None, 12.34), strict=True)]
+    plain = sample(guided, asked, torch.Generator().manual_seed(0))
+    guided.guide(2.0)
+    rollout = sample(guided, asked, torch.Generator().manual_seed(0))
+    again, _ = guided.token_logprobs(rollout.ids)
+    assert (again - rollout.logprobs).abs()[rollout.mask].max() < 1e-4
+    before, _ = guided.token_logprobs(plain.ids)
+    away = ((before - plain.logprobs).abs() * plain.mask).amax(1)
+    assert away[2] < 1e-4 < 0.01 < away[[0, 1, 3]].min()  # who asks for no property is not guided
+
+
 def test_the_loss_is_of_the_answer_alone(policy):
     rollout = draw(policy)
     p = policy.representation.prompt_length
