@@ -9,6 +9,7 @@ stands for its volume per atom. Distances are therefore in 114 instead of 132 di
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from functools import lru_cache
 from typing import Any
@@ -29,8 +30,10 @@ def site_fingerprint(structure: Structure) -> np.ndarray:
     """Mean over the sites (61,) of how much each has a coordination number of 1 to 24, and of how much it is then
     like each of that number's motifs. Raises whatever CrystalNN raises where it finds no neighbours."""
     total = np.zeros(SITES)
-    for site, count in _different_sites(structure):
-        total += count * np.array(_site(structure, site))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CrystalNN asks for oxidation states at every site; matminer gives it none
+        for site, count in _different_sites(structure):
+            total += count * np.array(_site(structure, site))
     return total / len(structure)
 
 
