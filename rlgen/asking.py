@@ -72,6 +72,11 @@ class Asking:
             found.append({k: v for k, v in condition.items() if k in one or rng.random() < self.keep.get(k, 1.0)})
         return found
 
+    def check(self, policy: CrystalPolicy) -> None:
+        """UserError for what a grid or a file asks for and the policy cannot be asked for."""
+        for one in self.asked:
+            answering(policy, self.prompts, one, 1, np.random.default_rng(0))
+
     def shares(self, policy: CrystalPolicy) -> dict[tuple[int, int], float]:
         """How much of what a grid or a file asks for goes to each pair of space group and number of atoms."""
         drawn = self.draw(SHARES, np.random.default_rng(0), policy)

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from policies.model import CrystalPolicy
 from rlgen import algorithms, checkpoint, processes, samples
+from rlgen.asking import Asking
 from rlgen.card import write_finetuned
 from rlgen.comparison import compare
 from rlgen.config import changes_of, device_of, main, plain, resumed
@@ -45,6 +46,7 @@ def run(config: Any) -> None:
     output, started = Path(config.output), time.monotonic()
     policy, prompts = CrystalPolicy.load(config.policy, config.representation)
     tell_scales(config, policy)
+    Asking(prompts, config).check(policy)  # a mistake is found before there is a run
     rewards = [str(make_rewards(stage.config)[1]) for stage in Stages(config).stages]
     first = 0 if last is None else checkpoint.step_of(last)
     with (processes.only_first_speaks(output) as folder,

@@ -125,3 +125,9 @@ def test_sample_and_evaluate_commands(policy, tmp_path):
     assert "S.U.N." in shown
     judged = json.loads((tmp_path / "e" / "table.json").read_text())
     assert len(pd.read_parquet(tmp_path / "e" / "judged_0.parquet")) == 6 and judged
+
+
+def test_a_prompt_that_cannot_be_asked_for_leaves_no_run(policy, tmp_path):
+    with pytest.raises(UserError, match="cannot ask for densty"):
+        run(policy, tmp_path / "run", "reward=novelty", "prompts.grid.densty=[1,2]")
+    assert not (tmp_path / "run").exists()
