@@ -10,6 +10,10 @@ optimiser: FIRE, BFGS.
 `python benchmarks/relaxation.py part=speed energy=m3gnet n=128 cores=2` relaxes crystals of the shipped policy: by the
 relaxer of the potential's own library (over ASE), by ASE with our potential behind its interface, and by ours, each
 crystal alone (as for the cache) and in batches. cores: so many processes of one thread share the crystals.
+
+`python benchmarks/relaxation.py part=given_up energy=m3gnet n=256 source=unguarded steps=30` relaxes as the stability
+reward does, with and without giving crystals up, at several fmax: what it saves, and what is paid differently. `width`
+is the reward's.
 """
 
 from __future__ import annotations
@@ -37,9 +41,10 @@ from rlgen.energies import Potential, base, load_potential
 from rlgen.energies.base import Cell
 from rlgen.energies.fire import Walker
 from rlgen.energies.relax import relax
+from rlgen.hull import Hull
 
 DEFAULTS = {"part": "speed", "energy": "m3gnet", "n": "128", "source": "policy", "fmax": "", "steps": "", "cores": "1",
-            "optimiser": "FIRE", "seed": "0", "atoms": "20"}  # fmt: skip
+            "optimiser": "FIRE", "seed": "0", "atoms": "20", "width": "0.2"}  # fmt: skip
 AGREES = 2e-3
 
 
@@ -218,6 +223,32 @@ def profile(structures: list[Structure], energy: str, fmax: float, steps: int) -
         print(f"{share} | {seconds / total:.1%}")
 
 
+def given_up(structures: list[Structure], energy: str, width: float, steps: int) -> None:
+    """A row for each fmax, with and without giving up; scores are held to those of the first row."""
+    from rewards.stability import Stability
+
+    torch.set_num_threads(1)
+    potential = load_potential(energy)
+    hull = Hull.load(potential.scale)
+    structures = [structure for structure in structures if hull.elements.issuperset(structure.symbol_set)]
+    floors = np.array([hull.hull_energy(structure.composition) for structure in structures])
+    reward, first = Stability(width=width), np.empty(0)
+    print(f"{len(structures)} crystals, {potential.scale}, at most {steps} steps, paid below {width} eV/atom")
+    print("fmax | given up | evaluations | CPU s | paid | mean score | mean |difference| | largest")
+    for fmax, giving_up in ((0.1, False), (0.1, True), (0.2, False), (0.2, True), (0.3, True)):
+        start = time.process_time()
+        wanted = floors + width if giving_up else None
+        results = relax(structures, potential, fmax=fmax, steps=steps, wanted=wanted)
+        cpu = time.process_time() - start
+        above = np.array([result.energy for result in results]) - floors
+        scores = np.nan_to_num(reward.transform(above))
+        first = scores if len(first) == 0 else first
+        apart = np.abs(scores - first)
+        print(f"{fmax} | {sum(r.given_up for r in results)} | {sum(r.steps + 1 for r in results)} | {cpu:.0f} | "
+              f"{np.sum(above < width)} | {scores.mean():.4f} | {apart.mean():.4f} | {apart.max():.2f}",
+              flush=True)  # fmt: skip
+
+
 def batch(structures: list[Structure], energy: str, seed: int, orders: int = 4) -> None:
     """Single points with company, in some orders, against each crystal's energy alone; one thread."""
     torch.set_num_threads(1)
@@ -247,10 +278,12 @@ def main(arguments: Sequence[str]) -> None:
         speed(structures, energy, fmax, steps, int(given["cores"]))
     elif part == "profile":
         profile(structures, energy, fmax, steps)
+    elif part == "given_up":
+        given_up(structures, energy, float(given["width"]), steps)
     elif part == "batch":
         batch(structures, energy, int(given["seed"]))
     else:
-        sys.exit(f"part={part}: known are agreement, batch, profile, speed")
+        sys.exit(f"part={part}: known are agreement, batch, given_up, profile, speed")
 
 
 if __name__ == "__main__":

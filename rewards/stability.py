@@ -28,9 +28,10 @@ class Stability:
     """1 at or below the hull, falling as a half cosine to 0 at `width` eV/atom above it.
 
     energy: the potential. mode: "single_point" judges the crystal as written, which teaches to write relaxed geometry;
-    "relax" lets it relax first (up to `steps` FIRE steps, to `fmax` eV/Å), which forgives it. hull: a file of
-    `python -m rlgen.hull`; None: the hull of the potential's scale. cache: look up relaxations of earlier runs and
-    steps, on a CPU each crystal is then relaxed alone (docs/energies.md); single points are computed in batches always.
+    "relax" lets it relax first (up to `steps` FIRE steps, to `fmax` eV/Å, given up where it would not come to be paid),
+    which forgives it. hull: a file of `python -m rlgen.hull`; None: the hull of the potential's scale. cache: look up
+    relaxations of earlier runs and steps, on a CPU each crystal is then relaxed alone (docs/energies.md); single points
+    are computed in batches always.
 
     What the guards (`rewards/guards.py`) refuse is not measured, so that no policy is paid for finding it. floor: a
     crystal further (eV/atom) below the hull is a hole in the potential, not a discovery. closest: least distance of
@@ -106,7 +107,7 @@ class Stability:
         sound = [i for i, reason in enumerate(reasons) if not reason]
         judged: dict[int, Structure] = {}
         limit = self._largest_force
-        found = self._energies([structures[i] for i in sound], potential)
+        found = self._energies([structures[i] for i in sound], potential, hull)
         for i, (energy, force, structure, error) in zip(sound, found, strict=True):
             reasons[i] = error or ("" if as_written else refuse(structure, self.closest, self.vacuum))
             if not reasons[i]:
@@ -130,7 +131,7 @@ class Stability:
         return max(LEFT_FORCE if self.max_force is None else self.max_force, self.fmax)
 
     def _energies(
-        self, structures: Sequence[Structure], potential: Potential
+        self, structures: Sequence[Structure], potential: Potential, hull: Hull
     ) -> list[tuple[float, float, Structure, str]]:
         """(energy in eV/atom, largest force in eV/Å, the crystal that has them, why there are none or "") of each."""
         from rlgen.energies import cache
@@ -138,7 +139,12 @@ class Stability:
 
         if self.mode == "relax":
             relaxed = cache.relaxations if self.cache else relax
-            results = relaxed(structures, potential, fmax=self.fmax, steps=self.steps)
+            # A composition without a hull is given up wherever it is.
+            zero = [_above(hull, structure, 0.0, potential.scale)[0] for structure in structures]
+            wanted = [self.width - above if above == above else -np.inf for above in zero]
+            results = relaxed(structures, potential, fmax=self.fmax, steps=self.steps, wanted=wanted)
+            if lost := sum(result.given_up for result in results):
+                count("given_up", lost)
             return [
                 (result.energy, result.max_force, result.structure or structure, result.error or "")
                 for structure, result in zip(structures, results, strict=True)

@@ -85,6 +85,16 @@ def test_geometry_and_forces_come_back_as_they_were(potential, crystals):
     assert counted() == (0, 1)
 
 
+def test_given_up_for_one_is_not_given_up_for_another(potential, crystals):
+    def steps(wanted):
+        return [r.steps for r in cache.relaxations(crystals[:2], potential, fmax=1e-5, steps=6, wanted=wanted)]
+
+    assert steps([-99.0, 99.0]) == [4, 6] and steps(None) == [6, 6]
+    assert counted() == (0, 4)
+    assert steps([-99.0, 99.0]) == [4, 6]
+    assert counted() == (2, 0)
+
+
 def test_results_do_not_depend_on_the_company_nor_on_what_is_cached(potential, crystals, tmp_path, monkeypatch):
     """What exact resuming needs: an empty cache, a full one, and any order give the same bits."""
     together = cache.relaxations(crystals, potential, fmax=0.1, steps=8)

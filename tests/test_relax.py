@@ -15,7 +15,7 @@ from pymatgen.core import Lattice, Structure
 
 from rlgen.energies import load_potential
 from rlgen.energies.base import Cell
-from rlgen.energies.relax import relax
+from rlgen.energies.relax import LEFT, MARGIN, RECENT, relax
 from rlgen.energies.symmetry import symmetrised
 
 ISOLATED = Structure(Lattice.cubic(20), ["Na"], [[0, 0, 0]])
@@ -95,6 +95,20 @@ def test_out_of_time_is_said(potential, small):
     assert result.steps < 100
     result = relax(small[:1], potential, fmax=1e-5, steps=1, seconds=600)[0]
     assert not result.timed_out and not result.converged and result.steps == 1
+
+
+def test_the_hopeless_is_given_up(potential, small):
+    far, near = relax(small[:2], potential, fmax=1e-5, steps=12, wanted=[-np.inf, 1e3])
+    assert far.given_up and far.steps == RECENT and far.error is None and not far.timed_out and not far.converged
+    assert not near.given_up and near.steps == 12
+    whole = relax(small[:1], potential, fmax=1e-5, steps=RECENT)[0]
+    assert far.energy == pytest.approx(whole.energy, abs=1e-5) and not whole.given_up
+    # What the last steps won is held in favour of a crystal that is still falling.
+    hope = MARGIN + LEFT * (whole.initial_energy - whole.energy)
+    assert hope > MARGIN + 1e-3
+    for short, lost in ((1e-3, True), (-1e-3, False)):
+        target = whole.energy - hope - short
+        assert relax(small[:1], potential, fmax=1e-5, steps=RECENT, wanted=[target])[0].given_up is lost
 
 
 def test_a_fixed_cell_stays(potential, small):

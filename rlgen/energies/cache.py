@@ -43,20 +43,29 @@ def relaxations(
     fixed_cell: bool = False,
     symmetry: bool = False,
     seconds: float | None = None,
+    wanted: Sequence[float] | None = None,
 ) -> list[Relaxation]:
     """As `relax`, from the cache where it can be. What ran out of time is tried again only if it has more now."""
     settings: dict[str, Any] = {"fmax": fmax, "steps": steps, "fixed_cell": fixed_cell, "symmetry": symmetry}
     context = _context(potential, settings)
-    keys = [_key(structure, context) for structure in structures]
+    energies: Sequence[float | None] = [None] * len(structures) if wanted is None else wanted
+    keys = [_key(structure, context, energy) for structure, energy in zip(structures, energies, strict=True)]
     stored = {key: _relaxation(json.loads(text), seconds) for key, text in store().get(keys).items()}
     known = {key: result for key, result in stored.items() if result is not None}
     count("cache_hits", sum(key in known for key in keys))
-    missing = {key: s for key, s in zip(keys, structures, strict=True) if key not in known}
+    missing = {key: i for i, key in enumerate(keys) if key not in known}
     count("cache_misses", sum(key in missing for key in keys))
     groups = [list(missing)] if _device(potential).type != "cpu" else [[key] for key in missing]
     for group in filter(None, groups):
         with _one_thread():
-            results = relax([missing[key] for key in group], potential, seconds=seconds, **settings)
+            chosen = [missing[key] for key in group]
+            results = relax(
+                [structures[i] for i in chosen],
+                potential,
+                seconds=seconds,
+                wanted=None if wanted is None else [wanted[i] for i in chosen],
+                **settings,
+            )
         found = dict(zip(group, results, strict=True))
         known |= found
         # Written at once: a worker that is lost later has not worked for nothing.
@@ -84,8 +93,10 @@ def _surroundings(device: str) -> dict[str, str]:
     return versions | {"device": device, "instructions": torch.backends.cpu.get_cpu_capability()}
 
 
-def _key(structure: Structure, context: bytes) -> bytes:
+def _key(structure: Structure, context: bytes, wanted: float | None) -> bytes:
     digest = hashlib.sha256(context)
+    if wanted is not None:
+        digest.update(repr(float(wanted)).encode())
     if not structure.is_ordered:
         digest.update(repr(structure).encode())
         return digest.digest()

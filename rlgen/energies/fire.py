@@ -25,7 +25,10 @@ LONGEST_STEP = 0.2
 
 
 class Walker:
-    """Generalised coordinates are the rows of X and of S; those of S stay 0 where the cell is fixed."""
+    """Generalised coordinates are the rows of X and of S; those of S stay 0 where the cell is fixed.
+
+    energies: in eV/atom, of every step so far.
+    """
 
     def __init__(self, cell: Cell, *, fixed_cell: bool = False, symmetry: Symmetry | None = None):
         self.numbers, self.first = cell.numbers, cell
@@ -33,7 +36,8 @@ class Walker:
         self.place = np.vstack([cell.positions, np.zeros((3, 3))])
         self.velocity = np.zeros_like(self.place)
         self.dt, self.alpha, self.downhill = FIRST_DT, ALPHA, 0
-        self.initial_energy = self.energy = self.max_force = float("nan")
+        self.energies: list[float] = []
+        self.max_force = float("nan")
         self.steps = 0
         self.converged = False
         self.error: str | None = None
@@ -57,9 +61,7 @@ class Walker:
         if not SHRINK < volume / self.first.volume < SWELL:
             self.error = f"volume: changed to {volume / self.first.volume:.2f} of the first"
             return None
-        self.energy = result.energy
-        if self.steps == 0:
-            self.initial_energy = result.energy
+        self.energies.append(result.energy)
         forces = self._generalised(result.forces, -volume * result.stress)
         self.max_force = float(np.linalg.norm(forces, axis=1).max())
         self.converged = self.max_force < fmax

@@ -18,6 +18,9 @@ from rlgen.energies.fire import Walker
 from rlgen.energies.symmetry import symmetrised
 
 NAN = float("nan")
+#: A crystal is given up when it is further above what is wanted than MARGIN (eV/atom) and LEFT times what its last
+#: RECENT steps won (`python benchmarks/relaxation.py part=given_up`).
+RECENT, LEFT, MARGIN = 4, 2.0, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,8 @@ class Relaxation:
     """How one crystal relaxed: energies in eV/atom, max_force in eV/Å (over atoms and cell), on the scale `scale`.
 
     structure is None, and the energies NaN, where `error` says why the crystal could not be relaxed. stopped_after:
-    the time limit (s) that stopped it, before it converged and before its steps were used up.
+    the time limit (s) that stopped it, before it converged and before its steps were used up. given_up: its energy
+    would not have come down to what was wanted of it, and is that of where it was left.
     """
 
     energy: float
@@ -37,6 +41,7 @@ class Relaxation:
     scale: str
     error: str | None = None
     stopped_after: float | None = None
+    given_up: bool = False
 
     @property
     def timed_out(self) -> bool:
@@ -52,14 +57,16 @@ def relax(
     fixed_cell: bool = False,
     symmetry: bool = False,
     seconds: float | None = None,
+    wanted: Sequence[float] | None = None,
     atoms_in_flight: int = 128,
 ) -> list[Relaxation]:
     """Relaxes each crystal until its largest force is below `fmax` eV/Å, or its steps or its time are used up.
 
     A crystal that did not get there comes back as it is then, with `converged` False. steps: 0 is a single point.
     fixed_cell: only atoms move. symmetry: keep the space group. seconds: wall-clock time of each crystal.
-    atoms_in_flight: so many atoms are in a batch, at most (a larger crystal is alone); with 1 each crystal is alone,
-    and what comes out depends on nothing else that is relaxed.
+    wanted: for each crystal the energy (eV/atom) up to which it is of interest; one that will hardly get there is given
+    up. atoms_in_flight: so many atoms are in a batch, at most (a larger crystal is alone); with 1 each crystal is
+    alone, and what comes out depends on nothing else that is relaxed.
     """
     results: list[Relaxation | None] = [None] * len(structures)
     queue = deque(range(len(structures)))
@@ -78,9 +85,10 @@ def relax(
         for flight, point in zip(flying, points, strict=True):
             forces = flight.walker.look(point, fmax)
             late = seconds is not None and time.monotonic() - flight.started > seconds
-            if forces is None or flight.walker.steps >= steps or late:
-                limit = seconds if flight.walker.steps < steps else None
-                results[flight.index] = _result(flight.walker, potential.scale, limit)
+            lost = wanted is not None and _hopeless(flight.walker.energies, wanted[flight.index])
+            if forces is None or flight.walker.steps >= steps or late or lost:
+                limit = seconds if flight.walker.steps < steps and not lost else None
+                results[flight.index] = _result(flight.walker, potential.scale, limit, lost)
                 landed.append(flight)
             else:
                 flight.walker.step(forces)
@@ -105,17 +113,26 @@ def _walker(structure: Structure, fixed_cell: bool, symmetry: bool) -> Walker:
     return Walker(cell, fixed_cell=fixed_cell, symmetry=operations)
 
 
-def _result(walker: Walker, scale: str, limit: float | None) -> Relaxation:
+def _hopeless(energies: Sequence[float], wanted: float) -> bool:
+    """Whether a crystal whose energies (eV/atom) so far are these stays above `wanted`, to all appearance."""
+    if len(energies) <= RECENT:
+        return False
+    return energies[-1] > wanted + MARGIN + LEFT * max(energies[-1 - RECENT] - energies[-1], 0.0)
+
+
+def _result(walker: Walker, scale: str, limit: float | None, lost: bool) -> Relaxation:
+    first = walker.energies[0] if walker.energies else NAN
     if walker.error is not None:
-        return Relaxation(NAN, walker.initial_energy, None, walker.steps, False, NAN, scale, walker.error)
+        return Relaxation(NAN, first, None, walker.steps, False, NAN, scale, walker.error)
     symbols = [Element.from_Z(int(z)).symbol for z in walker.numbers]
     return Relaxation(
-        walker.energy,
-        walker.initial_energy,
+        walker.energies[-1],
+        first,
         Structure(Lattice(walker.lattice), symbols, walker.positions, coords_are_cartesian=True),
         walker.steps,
         walker.converged,
         walker.max_force,
         scale,
         stopped_after=None if walker.converged else limit,
+        given_up=lost and not walker.converged,
     )
