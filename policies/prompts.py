@@ -11,7 +11,7 @@ import numpy as np
 from pymatgen.core import Element
 
 from policies.representations.asked import Asked
-from rlgen.conditions import ALWAYS, CRYSTAL_SYSTEMS, Category, Transform, groups_of, known
+from rlgen.conditions import ALWAYS, CRYSTAL_SYSTEMS, Category, Transform, groups_of, known, symbols
 from rlgen.types import Condition, UserError
 
 FILE = "prompts.safetensors"
@@ -93,20 +93,22 @@ class PromptTable:
                   scales: Mapping[str, Transform | Category] | None = None) -> list[Condition]:
         """n conditions that hold what is asked; what it leaves open follows the crystals of the data that fit it.
 
-        Properties that are not asked for stay unknown. possible: whether a condition can be met at all. Where no
-        crystal fits, only what is asked is. scales: of the properties.
+        Properties that are not asked for stay unknown, and of several elements any may come first, which the policy is
+        told. possible: whether a condition can be met at all. Where no crystal fits, only what is asked is. scales: of
+        the properties.
         """
         rows = self._fitting(asked, scales or {})
         found: list[Condition] = []
         for _ in range(n):
             some: Sequence[int] = rng.choice(rows, TRIES).tolist() if len(rows) else []
-            drawn = ({**self._open(i, asked, rng), **asked} for i in some)
-            found.append(next((condition for condition in drawn if possible(condition)), dict(asked)))
+            told = {**asked, **_named(asked, rng)}
+            drawn = ({**self._open(i, asked, rng), **told} for i in some)
+            found.append(next((condition for condition in drawn if possible(condition)), told))
         return found
 
     def _fitting(self, asked: Condition, scales: Mapping[str, Transform | Category]) -> np.ndarray:
-        """Rows of the crystals that could answer: of the group, size and number of elements that are asked for, and
-        with the properties, or nearly."""
+        """Rows of the crystals that could answer: of the group, size and number of elements that are asked for, one of
+        those that must be there among them, and with the properties, or nearly."""
         hard = Asked.of(asked) or Asked()
         fits = np.ones(len(self), bool)
         for key, column in (("space_group", self.space_group), ("n_atoms", self.n_atoms)):
@@ -115,9 +117,9 @@ class PromptTable:
         if known(asked.get("crystal_system")):
             groups = groups_of(asked["crystal_system"])
             fits &= (self.space_group >= groups.start) & (self.space_group < groups.stop)
-        if "element" in asked and hard.formula is None:
-            fits &= (self.elements == Element(asked["element"]).Z).any(1)
-        kinds = (self.elements > 0).sum(1)
+        kinds, required = (self.elements > 0).sum(1), symbols(asked.get("element") or asked.get("chemical_system"))
+        if required and hard.formula is None:
+            fits &= np.isin(self.elements, [Element(symbol).Z for symbol in required]).any(1) & (kinds >= len(required))
         if hard.formula is not None:
             fits &= (self.n_atoms % sum(count for _, count in hard.formula) == 0) & (kinds == len(hard.formula))
         if hard.elements is not None:
@@ -162,3 +164,11 @@ class PromptTable:
         arrays = load_file(folder / FILE)
         told = {name: arrays.pop(name) for name in sorted(arrays) if name.startswith(PROPERTY)}
         return cls(**arrays, properties={name.removeprefix(PROPERTY): values for name, values in told.items()})
+
+
+def _named(asked: Condition, rng: np.random.Generator) -> dict[str, Any]:
+    """What the prompt says of the elements that must be there: it names the first, which may be any of them."""
+    several, system = symbols(asked.get("element")), symbols(asked.get("chemical_system"))
+    if several:
+        return {"element": "-".join(rng.permutation(several))}
+    return {"element": str(rng.choice(system))} if system else {}

@@ -11,7 +11,7 @@ import numpy as np
 from pymatgen.core import Composition, Structure
 
 from rewards.guards import refuse
-from rlgen.conditions import SYSTEM, Category, Transform, known, read
+from rlgen.conditions import SYSTEM, Category, Transform, known, read, symbols
 from rlgen.predictors import Predictor, predictor_of
 from rlgen.properties import PROPERTIES
 from rlgen.protostructure import MIRRORED
@@ -22,20 +22,15 @@ Combine = Literal["mean", "geometric"]
 SHARES = (0.01, 0.1)
 
 
-def _symbols(asked: Any) -> set[str]:
-    """Elements written as Li-Fe-O, Li,Fe,O or a list."""
-    return set(asked.replace(",", "-").split("-") if isinstance(asked, str) else map(str, asked))
-
-
 def _has(structure: Structure) -> set[str]:
     return {element.symbol for element in structure.composition.element_composition}
 
 
 #: Whether a crystal's composition is as asked, by the condition's key.
 COMPOSITION: dict[str, Callable[[Structure, Any], bool]] = {
-    "element": lambda s, asked: _symbols(asked) <= _has(s),
-    "elements": lambda s, asked: _has(s) <= _symbols(asked),
-    "chemical_system": lambda s, asked: _has(s) == _symbols(asked),
+    "element": lambda s, asked: set(symbols(asked)) <= _has(s),
+    "elements": lambda s, asked: _has(s) <= set(symbols(asked)),
+    "chemical_system": lambda s, asked: _has(s) == set(symbols(asked)),
     "formula": lambda s, asked: Composition(str(asked)).reduced_formula
     == s.composition.element_composition.reduced_formula,
 }

@@ -11,6 +11,7 @@ import numpy as np
 
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
+from policies.representations.asked import Asked
 from rlgen.conditions import HARD, known
 from rlgen.config import plain, read_value
 from rlgen.drawing import answering
@@ -24,8 +25,8 @@ SHARES = 500
 def combinations(condition: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every combination of what is asked, where a key has several values: a list, or text with commas.
 
-    null among them leaves the key out. The symbols of `elements` are one value, "Li,Fe,O" or [Li, Fe, O]; several are
-    [Li-Fe-O, Na-Fe-O]. UserError for a key without a value.
+    null among them leaves the key out. Elements that belong together are one value, "Li-Fe-O"; as those of `elements`
+    and `chemical_system` always do, these may be written Li,Fe,O, too. UserError for a key without a value.
     """
     values = {key: _values(key, value) for key, value in condition.items()}
     if empty := [key for key, several in values.items() if not several]:
@@ -35,11 +36,12 @@ def combinations(condition: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _values(key: str, value: Any) -> list[Any]:
-    if key == "elements":
-        return value if isinstance(value, list) and any("-" in str(one) for one in value) else [value]
     if isinstance(value, str):
-        return [read_value(part.strip()) for part in value.split(",") if part.strip()]
-    return list(value) if isinstance(value, list | tuple) else [value]
+        several = [read_value(part.strip()) for part in value.split(",") if part.strip()]
+    else:
+        several = list(value) if isinstance(value, list | tuple) else [value]
+    together = key in ("elements", "chemical_system") and not any("-" in str(one) for one in several)
+    return [value] if together else several
 
 
 class Asking:
@@ -58,9 +60,9 @@ class Asking:
         if settings["grid"] and settings["file"]:
             raise UserError("prompts.grid and prompts.file cannot both be given")
         self.asked = combinations(settings["grid"]) if settings["grid"] else _read(settings["file"])
-        if config.algorithm.name == "trl" and any(key in HARD for one in self.asked for key in one):
-            raise UserError(f"algorithm=trl does not know what only the grammar sees to ({', '.join(HARD)}); ask for "
-                            "it with algorithm=grpo")
+        if config.algorithm.name == "trl" and any(Asked.of(one) for one in self.asked):
+            raise UserError(f"algorithm=trl does not know what only the grammar sees to ({', '.join(HARD)}, several "
+                            "elements); ask for it with algorithm=grpo")
 
     def draw(self, n: int, rng: np.random.Generator, policy: CrystalPolicy) -> list[Condition]:
         """n conditions. UserError for what the policy cannot be asked for."""

@@ -29,9 +29,10 @@ BINS = 64
 #: What prompts say of every crystal.
 ALWAYS = ("space_group", "n_atoms", "element")
 #: What only the grammar sees to. formula: "NaCl", any whole multiple of it in the primitive cell (n_atoms settles
-#: which). elements: the only ones allowed, "Li-Fe-O". max_atoms: in the primitive cell. neutral: some choice of common
-#: oxidation states, one an atom, adds up to no charge.
-HARD = ("formula", "elements", "max_atoms", "neutral")
+#: which). chemical_system: just these elements, all of them, "Li-Fe-O". elements: the only ones allowed. max_atoms: in
+#: the primitive cell. neutral: some choice of common oxidation states, one an atom, adds up to no charge. So it does to
+#: several elements, of which prompts name the first.
+HARD = ("formula", "chemical_system", "elements", "max_atoms", "neutral")
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,13 @@ def read(conditions: Mapping[str, Any]) -> dict[str, Transform | Category]:
     if found.get("crystal_system", SYSTEM) != SYSTEM:
         raise UserError(f"conditions.crystal_system: must be the category of {', '.join(CRYSTAL_SYSTEMS)}")
     return found
+
+
+def symbols(value: Any) -> list[str]:
+    """Elements written as Li-Fe-O, Li,Fe,O or a list; none for None."""
+    if value is None:
+        return []
+    return [str(symbol).strip() for symbol in (re.split("[-,]", value) if isinstance(value, str) else value)]
 
 
 def known(value: Any) -> bool:

@@ -20,6 +20,7 @@ from policies.representations.orbit_tables import tables
 from policies.representations.quantiser import Q
 from policies.representations.wyckoff import operations, positions
 from policies.sampler import decode, sample
+from rewards.condition import COMPOSITION
 from rlgen.types import CrystalError, UserError
 
 INVARIANT = make("invariant", max_atoms=20)
@@ -252,16 +253,15 @@ def test_hard_conditions_are_met():
     asked = [{"formula": "BaTiO3"}, {"formula": "NaCl", "space_group": 225, "n_atoms": 2},
              {"formula": "SiO2", "n_atoms": 9}, {"elements": "Li-Fe-O"}, {"max_atoms": 5},
              {"elements": "Mg-O", "element": "O", "n_atoms": 6}, {"neutral": True, "max_atoms": 8, "n_atoms": 7},
-             {"neutral": True, "elements": "Li-Mn-O", "space_group": 14}] * 3
+             {"neutral": True, "elements": "Li-Mn-O", "space_group": 14},
+             {"chemical_system": "Li-Fe-P-O", "max_atoms": 8}, {"chemical_system": "Ca-O", "space_group": 225},
+             {"element": "O-Li-Fe", "n_atoms": 3}, {"element": "Ti-O", "elements": "Ba-Sr-Ti-O", "space_group": 221},
+             {"element": "Mg-Si-O", "neutral": True, "crystal_system": "monoclinic", "n_atoms": 10},
+             {"chemical_system": "K-Cl", "neutral": True, "n_atoms": 6, "space_group": 36}] * 3
     policy, rollout, found = drawn(asked, seed=2)
     for structure, condition in zip(found, asked, strict=True):
         composition = structure.composition
-        if formula := condition.get("formula"):
-            assert composition.reduced_composition == Composition(formula).reduced_composition
-        if elements := condition.get("elements"):
-            assert {e.symbol for e in composition} <= set(elements.split("-"))
-        if element := condition.get("element"):
-            assert Element(element) in composition
+        assert all(COMPOSITION[key](structure, value) for key, value in condition.items() if key in COMPOSITION)
         assert len(structure) <= condition.get("max_atoms", 20)
         assert len(structure) == condition.get("n_atoms", len(structure))
         if condition.get("neutral"):
@@ -275,7 +275,8 @@ def test_hard_conditions_are_met():
 
 @pytest.mark.parametrize("condition", [
     {"space_group": 227, "n_atoms": 1}, {"space_group": 227, "formula": "BaTiO3", "n_atoms": 5},
-    {"neutral": True, "elements": "Na-K"}])
+    {"neutral": True, "elements": "Na-K"}, {"element": "Li-Fe-O", "space_group": 229, "n_atoms": 4},
+    {"chemical_system": "Na-K", "neutral": True}, {"element": "Li-F", "n_atoms": 1}])
 def test_what_cannot_be_made_is_refused(condition):
     with pytest.raises(UserError):
         INVARIANT.start(torch.tensor([INVARIANT.prompt(condition)]), [condition])

@@ -4,54 +4,62 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import product
 from math import gcd
 from typing import Any
 
 from pymatgen.core import Composition, Element
 
-from rlgen.conditions import HARD
+from rlgen.conditions import HARD, symbols
 from rlgen.types import Condition, UserError
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The hard conditions of one sequence. formula: ((Z, count), ...) reduced, or None. elements: allowed, or None."""
+    """The hard conditions of one sequence. formula: ((Z, count), ...) reduced, or None. elements: allowed, or None.
+
+    required: elements that must all be there.
+    """
 
     formula: tuple[tuple[int, int], ...] | None = None
     elements: frozenset[int] | None = None
+    required: frozenset[int] = frozenset()
     max_atoms: int | None = None
     neutral: bool = False
 
     @classmethod
     def of(cls, condition: Condition) -> Asked | None:
         """What a condition asks of the grammar alone; None for nothing. Raises UserError for nonsense."""
-        if all(condition.get(key) is None or condition.get(key) is False for key in HARD):  # 0 is a mistake to tell
+        if len(symbols(condition.get("element"))) < 2 and all(
+                condition.get(key) is None or condition.get(key) is False for key in HARD):  # 0 is a mistake to tell
             return None
-        formula, elements = condition.get("formula"), condition.get("elements")
-        counts = _formula(formula) if formula is not None else None
-        allowed = _elements(elements) if elements is not None else None
-        if counts and allowed is not None and not {z for z, _ in counts} <= allowed:
-            raise UserError(f"formula={formula} has elements that elements={elements} does not allow")
+        given = {key: condition[key] for key in ("formula", "chemical_system", "elements", "element")
+                 if condition.get(key) is not None}
+        formula = _formula(given["formula"]) if "formula" in given else None
+        sets = {key: frozenset(z for z, _ in formula) if formula and key == "formula" else _elements(key, value)
+                for key, value in given.items()}
+        for key, other in product(sets, sets):
+            if key != "elements" and other != "element" and not sets[key] <= sets[other]:
+                raise UserError(f"{key}={given[key]} has elements that {other}={given[other]} does not allow")
+        none: frozenset[int] = frozenset()
         maximum = condition.get("max_atoms")
-        if maximum is not None and int(maximum) < 1:
-            raise UserError(f"max_atoms={maximum} must be at least 1")
-        asked = cls(counts, allowed, None if maximum is None else int(maximum), bool(condition.get("neutral")))
-        asked.check(condition)
+        asked = cls(formula, sets.get("chemical_system", sets.get("elements")),
+                    sets.get("chemical_system", none) | sets.get("element", none),
+                    None if maximum is None else int(maximum), bool(condition.get("neutral")))
+        asked._check(int(condition.get("n_atoms") or 0))
         return asked
 
-    def check(self, condition: Condition) -> None:
-        """Raise UserError where the conditions contradict each other."""
-        n, element = int(condition.get("n_atoms", 0)), condition.get("element")
-        if self.max_atoms is not None and n > self.max_atoms:
-            raise UserError(f"n_atoms={n} is over max_atoms={self.max_atoms}")
-        if element is not None and self.elements is not None and Element(element).Z not in self.elements:
-            raise UserError(f"element={element} is not among the elements allowed")
-        if self.formula is None:
-            return
-        unit = sum(count for _, count in self.formula)
-        if element is not None and Element(element).Z not in dict(self.formula):
-            raise UserError(f"element={element} is not in the formula asked for")
-        if n % unit or (self.max_atoms is not None and self.max_atoms < unit):
+    def _check(self, n: int) -> None:
+        """Raise UserError where numbers of atoms contradict each other, or the elements."""
+        most = self.max_atoms
+        if most is not None and most < 1:
+            raise UserError(f"max_atoms={most} must be at least 1")
+        if most is not None and n > most:
+            raise UserError(f"n_atoms={n} is over max_atoms={most}")
+        if 0 < (fewest := n or most or 0) < len(self.required):
+            raise UserError(f"{'n_atoms' if n else 'max_atoms'}={fewest} is too few for {len(self.required)} elements")
+        unit = sum(count for _, count in self.formula or ())
+        if unit and (n % unit or (most is not None and most < unit)):
             raise UserError(f"no whole number of formula units of {unit} atoms makes the number of atoms asked for")
 
     def budgets(self, most: int, exact: int = 0) -> list[dict[int, int]]:
@@ -69,6 +77,11 @@ class Asked:
             raise UserError(f"no crystal of {exact or f'at most {most}'} atoms has the formula asked for"
                             + (" and can be neutral by common oxidation states" if self.neutral else ""))
         return found
+
+
+def owing(element: int, asked: Asked | None) -> frozenset[int]:
+    """The elements that a crystal still owes at its start. element: that of the prompt, 0 for none."""
+    return (asked.required if asked else frozenset()) | ({element} - {0})
 
 
 @dataclass(frozen=True)
@@ -136,9 +149,8 @@ def _formula(text: Any) -> tuple[tuple[int, int], ...]:
     return tuple(sorted((z, int(amount) // divisor) for z, amount in amounts.items()))
 
 
-def _elements(value: Any) -> frozenset[int]:
-    symbols = value.replace(",", "-").split("-") if isinstance(value, str) else list(value)
-    bad = [symbol for symbol in symbols if not Element.is_valid_symbol(str(symbol))]
-    if bad or not symbols:
-        raise UserError(f"elements={value!r}: {bad or 'nothing'} is no element; write them as Li-Fe-O")
-    return frozenset(Element(str(symbol)).Z for symbol in symbols)
+def _elements(key: str, value: Any) -> frozenset[int]:
+    bad = [symbol for symbol in symbols(value) if not Element.is_valid_symbol(symbol)]
+    if bad or not symbols(value):
+        raise UserError(f"{key}={value!r}: {bad or 'nothing'} is no element; write them as Li-Fe-O")
+    return frozenset(Element(symbol).Z for symbol in symbols(value))

@@ -74,7 +74,7 @@ class AtomsState(State):
                 among = torch.tensor(sorted(asked.elements), device=self.species.device)
                 self.allowed = self.allowed.clone() if self.allowed.stride(0) == 0 else self.allowed
                 self.allowed[i] = torch.isin(self.species, among)
-            if asked.formula is not None or asked.neutral:
+            if asked.formula is not None or asked.neutral or len(asked.required) > 1:
                 composer = Composer.of(self.rep.oxidation, asked, exact[i], self.order)
                 progress, fewest = composer.start(most, owed[i])
                 self.composed[i] = composer, progress
@@ -142,7 +142,7 @@ class AtomsState(State):
             self.cell.legal(mask, (ends & ~self.closing & ~self.ended).nonzero()[:, 0])
 
     def _compose(self, allowed: torch.Tensor, ends: torch.Tensor) -> None:
-        """Narrow (B, S) species and (B,) ends where a formula or a charge is asked for."""
+        """Narrow (B, S) species and (B,) ends where a formula, several elements or a charge are asked for."""
         if not self.composed:
             return
         found = [composer.next(progress) for composer, progress in self.composed.values()]

@@ -13,7 +13,7 @@ import torch
 from pymatgen.core import Element, Structure
 
 from policies.representations.canonical import random_equivalent
-from rlgen.conditions import ALWAYS, HARD, SYSTEM, Category, Transform, crystal_system, known, read
+from rlgen.conditions import ALWAYS, HARD, SYSTEM, Category, Transform, crystal_system, known, read, symbols
 from rlgen.types import Condition, CrystalError, UserError
 
 MAX_Z = 118
@@ -138,7 +138,7 @@ class Representation(ABC):
         """The prompt tokens of a condition. Raises UserError for a value that cannot be asked for."""
         self.check(condition)
         group, n = int(condition.get("space_group", 0)), int(condition.get("n_atoms", 0))
-        symbol = condition.get("element")
+        symbol = next(iter(symbols(condition.get("element"))), None)
         if not 0 <= group <= 230:
             raise UserError(f"space_group={group} is not in 1 to 230")
         if not 0 <= n <= self.max_atoms:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -19,15 +19,15 @@ from rlgen.types import UserError
 
 @dataclass
 class Formula:
-    """What is asked (group, n, owed: 0 for nothing) and (Z, count) so far; z: the element that a count must follow.
+    """What is asked (group, n: 0 for nothing; owed: elements) and (Z, count) so far; z: what a count must follow.
 
-    most: the most atoms where n is not asked for. Raises UserError where no formula is as asked.
+    max_atoms: the most where n is not asked for. Raises UserError where no formula is as asked.
     """
 
     max_atoms: int
     group: int
     n: int
-    owed: int
+    owed: frozenset[int]
     asked: Asked | None = None
     written: list[tuple[int, int]] = field(default_factory=list)
     z: int = 0
@@ -55,30 +55,18 @@ class Formula:
         """(119,) bool, by atomic number: what may come next; at 0 the end of the formula."""
         if self.asked is not None and self.asked.formula is not None:
             return self._elements_of_budgets()
-        good = _elements(self.max_atoms, self.group, self.counts, self._left, self.n > 0, self._last, self.owed,
-                         self._allowed)
-        if not self._neutral:
-            return good
-        good = good.copy()
-        good[0] &= self.charges.closes
-        for z in good[1:].nonzero()[0] + 1:
-            good[z] = any(self._closes(int(z), c) for c in self._numbers(int(z))[0])
-        good[0] |= not good.any()  # what has more symmetry than its group may end if nothing else is neutral
-        return good
+        return _elements(*self._so_far)
 
     def numbers(self) -> Counts:
         """The counts that may come next, after the element `z`."""
         if self.asked is not None and self.asked.formula is not None:
             return tuple(sorted({b[self.z] for b in self.budgets}))
-        good, proper = self._numbers(self.z)
-        if self._neutral:
-            good, proper = (tuple(c for c in some if self._closes(self.z, c)) for some in (good, proper))
-        return proper or good
+        return tuple(_numbers(True, self.z, *self._so_far)) or tuple(_numbers(False, self.z, *self._so_far))
 
     def take_number(self, count: int) -> None:
         """The count of `z` was written."""
         self.written.append((self.z, count))
-        self.owed = 0 if self.z == self.owed else self.owed
+        self.owed -= {self.z}
         self.budgets = [b for b in self.budgets if b.get(self.z) == count]
         if self._neutral:
             self.charges = self.charges.plus(Charges.of(self.z).times(count))
@@ -90,17 +78,13 @@ class Formula:
         return self.asked is not None and self.asked.neutral and self.asked.formula is None
 
     @property
-    def _allowed(self) -> frozenset[int] | None:
-        return self.asked.elements if self.asked is not None else None
-
-    @property
-    def _left(self) -> int:
+    def _so_far(self) -> tuple[int, int, Counts, int, bool, int, frozenset[int], frozenset[int] | None, Charges | None]:
+        """What of all this decides what may come next."""
         most = self.max_atoms if self.asked is None else min(self.max_atoms, self.asked.max_atoms or self.max_atoms)
-        return (self.n or most) - sum(c for _, c in self.written)
-
-    @property
-    def _last(self) -> int:
-        return ranks()[self.written[-1][0]] if self.written else -1
+        left = (self.n or most) - sum(c for _, c in self.written)
+        last = ranks()[self.written[-1][0]] if self.written else -1
+        return (self.max_atoms, self.group, self.counts, left, self.n > 0, last, self.owed,
+                self.asked.elements if self.asked is not None else None, self.charges if self._neutral else None)
 
     def _makeable(self, budgets: Sequence[dict[int, int]]) -> list[dict[int, int]]:
         """Those that positions of the group can hold, and with which it can be the group if there are such."""
@@ -117,14 +101,6 @@ class Formula:
             good[order[len(self.written)] if len(self.written) < len(order) else 0] = True
         return good
 
-    def _numbers(self, z: int) -> tuple[Counts, Counts]:
-        more = _more(z, self.owed, _after(ranks()[z], self._allowed))
-        return next_counts(self.max_atoms, self.group, self.counts, self._left, self.n > 0, more)
-
-    def _closes(self, z: int, count: int) -> bool:
-        return _closes(self.max_atoms, self.group, self.counts, self._left, self.n > 0, self.owed, self.charges, z,
-                       count, _after(ranks()[z], self._allowed))
-
 
 @cache
 def _after(rank: int, allowed: frozenset[int] | None) -> frozenset[int]:
@@ -132,46 +108,47 @@ def _after(rank: int, allowed: frozenset[int] | None) -> frozenset[int]:
     return frozenset(z for z in range(1, MAX_Z + 1) if ranks()[z] > rank and (allowed is None or z in allowed))
 
 
-def _more(z: int, owed: int, after: frozenset[int]) -> bool | None:
-    """Whether another element must follow z (True), cannot (False), or may (None)."""
-    if owed and z != owed:
-        return True
-    return None if after else False
-
-
 @cache
-def _elements(max_atoms: int, group: int, counts: Counts, left: int, exact: bool, last: int, owed: int,
-              allowed: frozenset[int] | None) -> np.ndarray:
-    """`Formula.elements`, the charge aside."""
-    good, proper = np.zeros(MAX_Z + 1, bool), np.zeros(MAX_Z + 1, bool)
-    for z in _after(last, allowed) if left else ():
-        if not owed or ranks()[z] <= ranks()[owed]:
-            some = next_counts(max_atoms, group, counts, left, exact, _more(z, owed, _after(ranks()[z], allowed)))
-            good[z], proper[z] = bool(some[0]), bool(some[1])
-    good = proper if proper.any() else good
-    if counts and not owed and not (exact and left):
+def _elements(max_atoms: int, group: int, counts: Counts, left: int, exact: bool, last: int, owed: frozenset[int],
+              allowed: frozenset[int] | None, charges: Charges | None) -> np.ndarray:
+    """`Formula.elements`. last: the rank of the element before. charges: None where they do not matter."""
+    good = np.zeros(MAX_Z + 1, bool)
+    some = [z for z in (_after(last, allowed) if left else ()) if all(ranks()[z] <= ranks()[other] for other in owed)]
+    for proper in (True, False):
+        if not good.any():
+            good[[z for z in some if any(_numbers(proper, z, max_atoms, group, counts, left, exact, last, owed, allowed,
+                                                  charges))]] = True
+    if counts and not owed and not (exact and left) and (charges is None or charges.closes):
         symmetric = exact or not group or can_have(max_atoms, group, counts)
         good[0] = symmetric or not good.any()
     return good
 
 
+def _numbers(proper: bool, z: int, max_atoms: int, group: int, counts: Counts, left: int, exact: bool, last: int,
+             owed: frozenset[int], allowed: frozenset[int] | None, charges: Charges | None) -> Iterator[int]:
+    """Counts of an element that leave something that can be completed; proper: only those with the group."""
+    owed, after = owed - {z}, _after(ranks()[z], allowed)
+    for c in next_counts(max_atoms, group, counts, left, exact, len(owed) if after else -1)[proper]:
+        if charges is None or _closes(max_atoms, group, tuple(sorted((*counts, c))), left - c, exact, owed, after,
+                                      charges.plus(Charges.of(z).times(c))):
+            yield c
+
+
 @cache
-def _closes(max_atoms: int, group: int, counts: Counts, left: int, exact: bool, owed: int, charges: Charges, z: int,
-            count: int, after: frozenset[int]) -> bool:
-    """Whether a count of an element leaves something that can be completed without charge."""
+def _closes(max_atoms: int, group: int, counts: Counts, left: int, exact: bool, owed: frozenset[int],
+            after: frozenset[int], charges: Charges) -> bool:
+    """Whether these charges can be brought to zero."""
     start = int(tables(max_atoms).base[group or 1])  # in P1 everything can be made
-    rest = charges_to_come(max_atoms, start, tuple(sorted((*counts, count))), left - count, exact,
-                           0 if z == owed else owed, after)
-    return charges.plus(Charges.of(z).times(count)).plus(rest).closes
+    return charges.plus(charges_to_come(max_atoms, start, counts, left, exact, owed, after)).closes
 
 
 @cache
-def next_counts(max_atoms: int, group: int, counts: Counts, left: int, exact: bool, more: bool | None
+def next_counts(max_atoms: int, group: int, counts: Counts, left: int, exact: bool, more: int
                 ) -> tuple[Counts, Counts]:
     """How many atoms the next element of a formula may have, and those with which the crystal can have its group.
 
-    counts: those before. left: atoms left, to be used up if `exact`. more: whether another element must follow it
-    (True), cannot (False), or may (None). group: the one it must be makeable in, 0 for any.
+    counts: those before. left: atoms left, to be used up if `exact`. more: how many elements must follow, at least; -1
+    where none can. group: the one it must be makeable in, 0 for any.
     """
     good = tuple(c for c in range(1, left + 1) if _leaves(max_atoms, group, (*counts, c), left - c, exact, more))
     if not group or not exact:
@@ -179,26 +156,36 @@ def next_counts(max_atoms: int, group: int, counts: Counts, left: int, exact: bo
     return good, tuple(c for c in good if can_have(max_atoms, group, (*counts, c), left - c))
 
 
-def _leaves(max_atoms: int, group: int, counts: Counts, rest: int, exact: bool, more: bool | None) -> bool:
+def _leaves(max_atoms: int, group: int, counts: Counts, rest: int, exact: bool, more: int) -> bool:
     """Whether a formula with these counts can be completed with `rest` more atoms."""
-    if (more is True and not rest) or (more is False and exact and rest):
+    if rest < more or (more < 0 and exact and rest):
         return False
     if not group:
         return True
     if not makeable(max_atoms, group, counts[-1:]):
         return False  # quickly found, and so for most of those that are not
     if exact:
-        return makeable(max_atoms, group, (*counts, rest))
-    if more is True and rest < smallest_free(max_atoms, group):
-        return any(makeable(max_atoms, group, (*counts, n)) for n in range(1, rest + 1))
+        return any(makeable(max_atoms, group, (*counts, *parts)) for parts in _parts(rest, max(more, min(rest, 1))))
+    if rest < more * smallest_free(max_atoms, group):
+        return any(makeable(max_atoms, group, (*counts, *parts)) for n in range(more, rest + 1)
+                   for parts in _parts(n, more))
     return makeable(max_atoms, group, counts)
 
 
+def _parts(n: int, number: int, least: int = 1) -> Iterator[Counts]:
+    """All ways to write n as a sum of so many numbers, in rising order."""
+    if not number and not n:
+        yield ()
+    for first in range(least, n // number + 1 if number else least):
+        for others in _parts(n - first, number - 1, first):
+            yield first, *others
+
+
 @cache
-def charges_to_come(max_atoms: int, start: int, counts: Counts, left: int, exact: bool, owed: int,
+def charges_to_come(max_atoms: int, start: int, counts: Counts, left: int, exact: bool, owed: frozenset[int],
                     allowed: frozenset[int]) -> Charges:
-    """Total charges of `left` atoms (or up to so many) of allowed elements, `owed` among them unless it is 0, on
-    positions from a row of the tables on that can hold elements of the counts (sorted) as well."""
+    """Total charges of `left` atoms (or up to so many) of allowed elements, all `owed` among them, on positions from a
+    row of the tables on that can hold elements of the counts (sorted) as well."""
     t = tables(max_atoms)
     m = int(t.atoms[start])
     if m > max_atoms or t.dof[start] > 0:
@@ -206,7 +193,7 @@ def charges_to_come(max_atoms: int, start: int, counts: Counts, left: int, exact
             return Charges(0, 0)
         return _sums(max_atoms, start, left, exact, owed, allowed)
 
-    def on(counts: Counts, left: int, owed: int) -> Charges:
+    def on(counts: Counts, left: int, owed: frozenset[int]) -> Charges:
         return charges_to_come(max_atoms, start + 1, counts, left, exact, owed, allowed)
 
     found = on(counts, left, owed)
@@ -215,6 +202,6 @@ def charges_to_come(max_atoms: int, start: int, counts: Counts, left: int, exact
         found |= on(tuple(sorted((*counts[:i], *counts[i + 1 :], *([c - m] if c > m else [])))), left, owed)
     if m <= left:
         found |= _any_of(allowed, m).plus(on(counts, left - m, owed))
-        if owed:
-            found |= Charges.of(owed).times(m).plus(on(counts, left - m, 0))
+        for z in owed:
+            found |= Charges.of(z).times(m).plus(on(counts, left - m, owed - {z}))
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from policies.representations.asked import Asked
+from policies.representations.asked import Asked, owing
 from policies.representations.base import EOS, PAD, State
 from policies.representations.distances import MIN_VOLUME
 from policies.representations.invariant import MULTIPLICITIES
@@ -55,6 +55,7 @@ class InvariantState(State):
         group, n, owed = (x.tolist() for x in representation.read_prompts(prompts))
         b, device = len(prompts), prompts.device
         asked = [Asked.of(c) for c in conditions] if conditions else [None] * b
+        owed = [owing(z, some) for z, some in zip(owed, asked, strict=True)]
         self.formulas = [FormulaOfSystem(representation.max_atoms, system, *row[1:]) if system and not row[0] else
                          Formula(representation.max_atoms, *row)
                          for system, row in zip(systems, zip(group, n, owed, asked, strict=True), strict=True)]

@@ -17,7 +17,7 @@ class FormulaOfSystem:
 
     group = 0
 
-    def __init__(self, max_atoms: int, system: int, n: int, owed: int, asked: Asked | None):
+    def __init__(self, max_atoms: int, system: int, n: int, owed: frozenset[int], asked: Asked | None):
         """system: 1 to 7. Raises UserError where no formula is as asked in any group."""
         self.written: list[tuple[int, int]] = []
         self._z = 0

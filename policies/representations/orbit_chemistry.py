@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from policies.representations.asked import Asked, Charges
+from policies.representations.asked import Asked, Charges, owing
 from policies.representations.base import MAX_Z
 from policies.representations.orbit_tables import tables
 from rlgen.types import Condition, UserError
@@ -22,11 +22,11 @@ Counts = tuple[int, ...]
 
 @dataclass
 class _Row:
-    """One sequence: what is asked, its number of atoms (0: not asked), owed element, compositions still possible."""
+    """One sequence: what is asked, its number of atoms (0: not asked), elements owed, compositions still possible."""
 
     asked: Asked
     n: int
-    owed: int
+    owed: frozenset[int]
     budgets: list[dict[int, int]] = field(default_factory=list)
     placed: int = 0
     charges: Charges = field(default_factory=Charges.none)
@@ -52,8 +52,8 @@ class Chemistry:
             asked = Asked.of(condition)
             if asked is not None:
                 group, n, z = (int(x) for x in representation.read_prompts(prompts[i : i + 1]))
-                row = _Row(asked, n, z, asked.budgets(representation.max_atoms, n) if asked.formula else [])
-                rows[i] = row
+                budgets = asked.budgets(representation.max_atoms, n) if asked.formula else []
+                row = rows[i] = _Row(asked, n, owing(z, asked), budgets)
                 chemistry = cls(representation.max_atoms, {i: row})
                 if group and not chemistry._can_begin(row, group):
                     raise UserError(f"space group {group} has no choice of Wyckoff positions for {dict(condition)}")
@@ -77,8 +77,8 @@ class Chemistry:
             if row.asked.formula:
                 row.budgets = [b for b in row.budgets if _makeable(self.max_atoms, start, _counts(b))]
                 fewest[i] = min((sum(b.values()) for b in row.budgets), default=int(fewest[i]))
-            elif self._counts_charge(row):
-                fewest[i] = self._fewest_neutral(row, start) or fewest[i]
+            else:
+                fewest[i] = self._fewest(row, start) or fewest[i]
 
     def fit(self, rows: torch.Tensor, most: torch.Tensor) -> None:
         """Give up the compositions of more atoms than the cells of these rows have room for."""
@@ -115,7 +115,7 @@ class Chemistry:
         """Narrow (R,) possible ends to those at which what is asked is met."""
         for r, row in self._chosen(rows):
             met = any(not any(b.values()) for b in row.budgets) if row.asked.formula else True
-            end[r] &= met and (not self._counts_charge(row) or row.charges.closes)
+            end[r] &= met and not row.owed and (not self._counts_charge(row) or row.charges.closes)
         return end
 
     def take(self, rows: torch.Tensor, site: torch.Tensor, z: torch.Tensor) -> None:
@@ -123,7 +123,7 @@ class Chemistry:
         for r, row in self._chosen(rows):
             element, m = int(z[r]), int(tables(self.max_atoms).atoms[site[r]])
             row.placed += m
-            row.owed = 0 if row.owed == element else row.owed
+            row.owed -= {element}
             row.budgets = [b | {element: b[element] - m} for b in row.budgets if b.get(element, 0) >= m]
             if self._counts_charge(row) and element:
                 row.charges = row.charges.plus(Charges.of(element).times(m))
@@ -146,15 +146,22 @@ class Chemistry:
         start = int(tables(self.max_atoms).base[group])
         if row.asked.formula:
             return any(_makeable(self.max_atoms, start, _counts(b)) for b in row.budgets)
+        return self._fewest(row, start) > 0
+
+    def _fewest(self, row: _Row, start: int) -> int:
+        """The least number of atoms, or the one asked for, that can have what is asked; 0 if none can."""
+        most = min(self.max_atoms, row.asked.max_atoms or self.max_atoms)
+        return next((n for n in ([row.n] if row.n else range(1, most + 1)) if self._closes(row, start, n, True)), 0)
+
+    def _closes(self, row: _Row, start: int, left: int, exact: bool, z: int = 0, m: int = 0) -> bool:
+        """Whether `left` atoms, or up to so many, can be what is still to come, after m of element z."""
+        owed = row.owed - {z}
+        if len(owed) > most_sites(self.max_atoms, start, left, exact):
+            return False
         if not self._counts_charge(row):
             return True
-        return self._fewest_neutral(row, start) > 0
-
-    def _fewest_neutral(self, row: _Row, start: int) -> int:
-        """The least number of atoms, or the one asked for, that can be neutral; 0 if none can."""
-        most = min(self.max_atoms, row.asked.max_atoms or self.max_atoms)
-        return next((n for n in ([row.n] if row.n else range(1, most + 1))
-                     if _sums(self.max_atoms, start, n, True, row.owed, row.allowed).closes), 0)
+        rest = _sums(self.max_atoms, start, left, exact, owed, row.allowed)
+        return row.charges.plus(Charges.of(z).times(m) if m else Charges.none()).plus(rest).closes
 
     def _fits(self, row: _Row, z: int, site: int, after: int, left: int) -> bool:
         """Whether element z on a position leaves something that can be completed."""
@@ -162,11 +169,7 @@ class Chemistry:
         if row.asked.formula:
             return any(_makeable(self.max_atoms, after, _counts(b | {z: b[z] - m}))
                        for b in row.budgets if b.get(z, 0) >= m)
-        if not self._counts_charge(row):
-            return True
-        owed = 0 if z == row.owed else row.owed
-        rest = _sums(self.max_atoms, after, left - m, row.n > 0, owed, row.allowed)
-        return row.charges.plus(Charges.of(z).times(m)).plus(rest).closes
+        return self._closes(row, after, left - m, row.n > 0, z, m)
 
 
 def _counts(budget: dict[int, int]) -> Counts:
@@ -195,8 +198,23 @@ def _makeable(max_atoms: int, start: int, counts: Counts) -> bool:
 
 
 @cache
-def _sums(max_atoms: int, start: int, left: int, exact: bool, owed: int, allowed: frozenset[int]) -> Charges:
-    """Total charges of what can still be written: exactly `left` atoms, or up to so many; `owed` must be among them."""
+def most_sites(max_atoms: int, start: int, left: int, exact: bool) -> int:
+    """The most sites, each of which may be of another element, that positions from a row of the tables on can have with
+    `left` atoms, or up to so many; -1 for none with exactly so many."""
+    t = tables(max_atoms)
+    m = int(t.atoms[start])
+    if m > max_atoms or left == 0:
+        return 0 if left == 0 or not exact else -1
+    found = most_sites(max_atoms, start + 1, left, exact)
+    if m <= left:
+        more = most_sites(max_atoms, start if t.dof[start] > 0 else start + 1, left - m, exact)
+        found = max(found, more + 1 if more >= 0 else -1)
+    return found
+
+
+@cache
+def _sums(max_atoms: int, start: int, left: int, exact: bool, owed: frozenset[int], allowed: frozenset[int]) -> Charges:
+    """Total charges of what can still be written: exactly `left` atoms, or up to so many; all `owed` among them."""
     t = tables(max_atoms)
     found = Charges.none() if not owed and (left == 0 or not exact) else Charges(0, 0)
     m = int(t.atoms[start])
@@ -206,8 +224,8 @@ def _sums(max_atoms: int, start: int, left: int, exact: bool, owed: int, allowed
     if m <= left:
         after = start if t.dof[start] > 0 else start + 1
         found |= _any_of(allowed, m).plus(_sums(max_atoms, after, left - m, exact, owed, allowed))
-        if owed:
-            found |= Charges.of(owed).times(m).plus(_sums(max_atoms, after, left - m, exact, 0, allowed))
+        for z in owed:
+            found |= Charges.of(z).times(m).plus(_sums(max_atoms, after, left - m, exact, owed - {z}, allowed))
     return found
 
 

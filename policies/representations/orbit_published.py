@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from policies.representations import lattice
-from policies.representations.asked import Asked
+from policies.representations.asked import Asked, owing
 from policies.representations.base import EOS, PAD
 from policies.representations.distances import MIN_DISTANCE, MIN_VOLUME
 from policies.representations.invariant_formula import Formula, ranks
@@ -156,7 +156,8 @@ class PublishedState(OrbitsState):
         self.phase[rows] = ELEMENT
 
     def _formula(self, i: int, group: int) -> Formula:
-        return Formula(self.rep.max_atoms, group, int(self.asked_n[i]), int(self.owed[i]), Asked.of(self.asked[i]))
+        asked = Asked.of(self.asked[i])
+        return Formula(self.rep.max_atoms, group, int(self.asked_n[i]), owing(int(self.owed[i]), asked), asked)
 
     def _take_formula(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         end = tokens == self.rep.first["end_formula"]

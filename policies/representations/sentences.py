@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Element
 
-from rlgen.conditions import Category, Transform, known
+from rlgen.conditions import Category, Transform, known, symbols
 from rlgen.types import Condition, UserError
 
 
@@ -41,9 +41,10 @@ def _atoms(value: Any, most: int) -> str:
 
 
 def _element(value: Any, most: int) -> str:
-    if not Element.is_valid_symbol(str(value)):
+    symbol = symbols(value)[0]
+    if not Element.is_valid_symbol(symbol):
         raise UserError(f"element={value!r} is no element")
-    return Element(str(value)).symbol
+    return Element(symbol).symbol
 
 
 #: What prompts say of every crystal. A new one is a line here.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from pymatgen.core import Element
 
-from policies.representations.asked import Asked, Charges
+from policies.representations.asked import Asked, Charges, owing
 from policies.representations.base import MAX_Z
 from rlgen.types import UserError
 
@@ -108,22 +108,22 @@ def _sensible(counts: dict[Element, int], states: Sequence[int]) -> bool:
 
 class Progress(NamedTuple):
     """One sequence so far. left: what remains of each composition ((Z, count), ...) that has the formula, None without
-    one. n: atoms. last: the last one's atomic number, 0 for none. owed: an atomic number still to come, 0 for none.
-    charge: what the atoms can add up to, None where it does not matter. most: the largest number of atoms.
+    one. n: atoms. last: the last one's atomic number, 0 for none. owed: the atomic numbers still to come. charge: what
+    the atoms can add up to, none where it does not matter. most: the largest number of atoms.
     """
 
     left: tuple[tuple[tuple[int, int], ...], ...] | None
     n: int
     last: int
-    owed: int
-    charge: Charges | None
+    owed: frozenset[int]
+    charge: Charges
     most: int
 
 
 class Composer:
-    """Which species may come next, so that a formula or a charge comes out as asked: from each, the end can be reached.
+    """Which species may come next, so that all comes out as asked: from each, the end can be reached.
 
-    asked: with a formula, or neutral. exact: the number of atoms, 0 for any. order: +1 for rising atomic numbers, -1
+    exact: the number of atoms, 0 for any. order: +1 for rising atomic numbers, -1
     for falling ones, 0 for any.
     """
 
@@ -132,6 +132,7 @@ class Composer:
         wanted = {z for z, _ in asked.formula} if asked.formula else asked.elements
         self.pool = [i for i, z in enumerate(species.z) if z and (wanted is None or z in wanted)
                      and not (asked.neutral and species.charges[i] is None)]
+        self.charges = [charge if charge and asked.neutral else Charges.none() for charge in species.charges]
         self.next = lru_cache(1 << 14)(self._next)
         self._closing, self._charges = cache(self._find_closing), cache(self._find_charges)
 
@@ -143,15 +144,14 @@ class Composer:
 
     def start(self, most: int, owed: int) -> tuple[Progress, int]:
         """The beginning, and the least number of atoms. Raises UserError where no composition is as asked."""
-        charge = Charges.none() if self.asked.neutral else None
+        begin = Progress(None, 0, 0, owing(owed, self.asked), Charges.none(), most)
         if self.asked.formula is not None:
-            budgets = [tuple(budget.items()) for budget in self.asked.budgets(most, self.exact)]
-            begin = self._possible(Progress(tuple(budgets), 0, 0, owed, charge, most))
+            budgets = tuple(tuple(budget.items()) for budget in self.asked.budgets(most, self.exact))
+            begin = self._possible(begin._replace(left=budgets))
             sizes = [sum(count for _, count in budget) for budget in begin.left or ()]
         else:
-            begin, none = Progress(None, 0, 0, owed, charge, most), Charges.none()
             sizes = [n for n in range(self.exact or 1, (self.exact or most) + 1)
-                     if self._balances(none, 0, owed, n, True)]
+                     if self._balances(begin.charge, 0, begin.owed, n, True)]
         if not sizes:
             raise UserError(f"no {'neutral ' if self.asked.neutral else ''}crystal of {self.exact or f'up to {most}'} "
                             "atoms has the formula or the elements asked for")
@@ -164,14 +164,12 @@ class Composer:
 
     def add(self, progress: Progress, place: int) -> Progress:
         """An atom of the species at this place of the block came."""
-        z, charge, left = self.species.z[place], progress.charge, progress.left
+        z, left = self.species.z[place], progress.left
         if left is not None:
             left = tuple(tuple((y, count - (y == z)) for y, count in budget) for budget in left
                          if any(y == z and count for y, count in budget) and not self._skips(budget, z))
-        if charge is not None:
-            charge = charge.plus(self.species.charges[place] or Charges.none())
-        return self._possible(Progress(left, progress.n + 1, z, progress.owed * (z != progress.owed), charge,
-                                       progress.most))
+        return self._possible(Progress(left, progress.n + 1, z, progress.owed - {z},
+                                       progress.charge.plus(self.charges[place]), progress.most))
 
     def _skips(self, budget: tuple[tuple[int, int], ...], z: int) -> bool:
         """Whether atoms are left that the order does not allow after z."""
@@ -179,7 +177,7 @@ class Composer:
 
     def _possible(self, progress: Progress) -> Progress:
         """Without the compositions whose charge cannot be balanced."""
-        if progress.left is None or progress.charge is None:
+        if progress.left is None or not self.asked.neutral:
             return progress
         left = tuple(b for b in progress.left if _meet(progress.charge, _balancing(self._rest(b))))
         return progress._replace(left=left)
@@ -195,34 +193,32 @@ class Composer:
         return tuple(self._balanced(progress, places)), self._ends(progress)
 
     def _ends(self, progress: Progress) -> bool:
-        if progress.charge is not None and not progress.charge.closes:
+        if not progress.charge.closes:
             return False
         if progress.left is not None:
             return any(not any(count for _, count in budget) for budget in progress.left)
         return not progress.owed and progress.n > 0 and self.exact in (0, progress.n)
 
     def _balanced(self, progress: Progress, places: Sequence[int]) -> Iterator[int]:
-        """Those of the places after which the charge can still be brought to zero."""
-        assert progress.charge is not None
+        """Those of the places after which all that is owed can still come, and the charge be brought to zero."""
         more = (self.exact or progress.most) - progress.n - 1
-        found: dict[tuple[Charges | None, int], bool] = {}
+        found: dict[tuple[Charges, int], bool] = {}
         for i in places:
-            z, charge = self.species.z[i], self.species.charges[i]
-            key = charge, z if self.order else z == progress.owed
+            z, charge = self.species.z[i], self.charges[i]
+            key = charge, z if self.order or z in progress.owed else 0
             if key not in found:
-                owed = progress.owed * (z != progress.owed)
-                total = progress.charge.plus(charge or Charges.none())
-                found[key] = self._balances(total, z, owed, more, bool(self.exact))
+                found[key] = self._balances(progress.charge.plus(charge), z, progress.owed - {z}, more,
+                                            bool(self.exact))
             if found[key]:
                 yield i
 
-    def _balances(self, charge: Charges, last: int, owed: int, more: int, exactly: bool) -> bool:
-        """Whether `more` atoms (or up to so many) can bring the charge to zero, the owed element among them."""
-        if owed:
-            more -= 1
-            if last and (owed - last) * self.order < 0:
-                return False
-            charge = charge.plus(self._charges(owed, owed))
+    def _balances(self, charge: Charges, last: int, owed: frozenset[int], more: int, exactly: bool) -> bool:
+        """Whether `more` atoms (or up to so many) can bring the charge to zero, the owed elements among them."""
+        more -= len(owed)
+        if last and any((z - last) * self.order < 0 for z in owed):
+            return False
+        for z in owed:
+            charge = charge.plus(self._charges(z, z))
         return more >= 0 and _meet(charge, self._closing(last if self.order else 0, more, exactly))
 
     def _find_closing(self, last: int, more: int, exactly: bool) -> Charges:
@@ -233,8 +229,7 @@ class Composer:
 
     def _find_charges(self, low: int, high: int) -> Charges:
         """What one atom of the elements from `low` to `high` can have."""
-        found = [self.species.charges[i] for i in self.pool if low <= self.species.z[i] <= high]
-        return reduce(or_, [charge for charge in found if charge is not None])
+        return reduce(or_, [self.charges[i] for i in self.pool if low <= self.species.z[i] <= high])
 
 
 @cache

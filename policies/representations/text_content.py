@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from policies.representations.asked import Asked, Charges
+from policies.representations.asked import Asked, Charges, owing
 from policies.representations.base import MAX_Z
 from policies.representations.distances import MIN_VOLUME
 from rlgen.types import UserError
@@ -35,6 +35,15 @@ def _states(z: int) -> tuple[int, ...]:
     return tuple(i - charges.offset for i in range(charges.bits.bit_length()) if charges.bits >> i & 1)
 
 
+@cache
+def _one_each(elements: frozenset[int]) -> Charges:
+    """Charges of one atom of each."""
+    total = Charges.none()
+    for z in elements:
+        total = total.plus(Charges.of(z))
+    return total
+
+
 def _has(charges: Charges, charge: int) -> bool:
     at = charge + charges.offset
     return at >= 0 and bool(charges.bits >> at & 1)
@@ -47,7 +56,7 @@ class Budget:
     """
 
     def __init__(self, asked: Asked, exact: int, owed: int, most: int):
-        self.exact, self.owed, self.placed = exact, owed, 0
+        self.exact, self.owed, self.placed = exact, owing(owed, asked), 0
         self.most = exact or min(most, asked.max_atoms or most)
         self.limit = self.most  # what the sums of charges are tabulated up to
         self.elements = tuple(sorted(asked.elements)) if asked.elements is not None else ALL
@@ -63,12 +72,12 @@ class Budget:
         """Numbers of atoms with which all can be met, from the smallest."""
         if self.options is not None:
             return sorted(sum(option.values()) for option in self.options)
-        sizes = [self.exact] if self.exact else list(range(1, self.most + 1))
+        fewest = max(1, len(self.owed))
+        sizes = [n for n in range(self.exact or fewest, (self.exact or self.most) + 1) if n >= fewest]
         if self.charges is None:
             return sizes[:1]
         exactly, _ = _sums(self.elements, self.limit)
-        other = Charges.of(self.owed) if self.owed else Charges.none()
-        return [n for n in sizes if exactly[n - bool(self.owed)].plus(other).closes]
+        return [n for n in sizes if exactly[n - len(self.owed)].plus(_one_each(self.owed)).closes]
 
     def make_room(self, most: int) -> None:
         """The cell is known: it has room for so many atoms."""
@@ -80,7 +89,7 @@ class Budget:
     def take(self, z: int) -> None:
         self.placed += 1
         self.counts[z] += 1
-        self.owed = 0 if z == self.owed else self.owed
+        self.owed -= {z}
         if self.options is not None:
             self.options = [o for o in self.options if all(o.get(e, 0) >= n for e, n in self.counts.items())]
         elif self.charges is not None:
@@ -93,21 +102,18 @@ class Budget:
         left = self.most - self.placed - 1
         if left < 0:
             return set()
-        found = {z for z in self.elements if z != self.owed} if not self.owed or left else set()
-        if self.owed:
-            found.add(self.owed)
-        return found if self.charges is None else self._neutral(found, left)
+        # What is owed, and of all others those that leave room for it.
+        parts = [({z}, self.owed - {z}) for z in self.owed] + [(set(self.elements) - self.owed, self.owed)]
+        parts = [(some, owed) for some, owed in parts if len(owed) <= left]
+        return {z for some, owed in parts for z in (some if self.charges is None else self._neutral(some, owed, left))}
 
-    def _neutral(self, found: set[int], left: int) -> set[int]:
-        """Those after which `left` more atoms, or fewer where their number is free, can still close to no charge."""
+    def _neutral(self, some: set[int], owed: frozenset[int], left: int) -> set[int]:
+        """Those after which `left` more atoms with all that is owed, or fewer where their number is free, can still
+        close to no charge."""
         assert self.charges is not None
         sums = _sums(self.elements, self.limit)[0 if self.exact else 1]
-        rest = self.charges.plus(sums[left])
-        good = {z for z in found if (not self.owed or z == self.owed) and any(_has(rest, -q) for q in _states(z))}
-        if self.owed and left:
-            rest = self.charges.plus(Charges.of(self.owed)).plus(sums[left - 1])
-            good |= {z for z in found if z != self.owed and any(_has(rest, -q) for q in _states(z))}
-        return good
+        rest = self.charges.plus(_one_each(owed)).plus(sums[left - len(owed)])
+        return {z for z in some if any(_has(rest, -q) for q in _states(z))}
 
     @property
     def may_end(self) -> bool:
