@@ -56,7 +56,7 @@ def test_a_number_is_met_within_its_tolerance_and_halves_with_every_width():
         ({"space_group": 225}, 1), ({"space_group": 221}, 0),
         ({"crystal_system": "cubic"}, 1), ({"crystal_system": "hexagonal"}, 0),
         ({"formula": "NaCl"}, 1), ({"formula": "Cl4Na4"}, 1), ({"formula": "NaCl2"}, 0), ({"formula": "KCl"}, 0),
-        ({"element": "Cl"}, 1), ({"element": "K"}, 0),
+        ({"element": "Cl"}, 1), ({"element": "K"}, 0), ({"element": "Cl-Na"}, 1), ({"element": "Cl-K"}, 0),
         ({"elements": "Na-Cl-K"}, 1), ({"elements": ["Na", "K"]}, 0), ({"elements": "Na"}, 0),
         ({"chemical_system": "Cl-Na"}, 1), ({"chemical_system": "Na-Cl-K"}, 0),
         ({"n_atoms": 2}, 1), ({"n_atoms": 4}, 0.5), ({"n_elements": 3}, 0.5),

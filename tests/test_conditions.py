@@ -380,6 +380,21 @@ def test_what_is_left_open_follows_crystals_with_such_properties():
     assert all(c["density"] == 5 and c["space_group"] in (221, 225) and "gap" not in c for c in found)
 
 
+def test_prompts_name_any_one_of_the_elements_that_must_be_there():
+    def drawn(**asked):
+        return TABLE.answering(asked, 60, np.random.default_rng(0), lambda c: True, OF_TABLE)
+
+    some = drawn(element="O-Li-Ti")  # of the data's crystals those that have one of them, and three elements or more
+    assert all(set(c["element"].split("-")) == {"Li", "O", "Ti"} and c["space_group"] == 221 for c in some)
+    assert {c["element"].split("-")[0] for c in some} == {"Li", "O", "Ti"}
+    some = drawn(chemical_system="Na-Cl")
+    assert {c["element"] for c in some} == {"Na", "Cl"} and all(c["n_atoms"] == 2 for c in some)
+    rep = made()
+    assert rep.prompt({"element": "O-Li"}) == rep.prompt({"element": "O"}) != rep.prompt({"element": "Li-O"})
+    speech = made("text").prompt({"element": "O-Li", "n_atoms": 3})
+    assert speech == made("text").prompt({"element": "O", "n_atoms": 3})
+
+
 # Labels
 
 
@@ -515,7 +530,10 @@ def test_a_policy_learns_to_heed_what_is_asked(salts):
     ({"density": "3,5.5", "element": "Na, No"}, [{"density": d, "element": e} for d in (3, 5.5) for e in ("Na", "No")]),
     ({"density": [3, 5], "neutral": True}, [{"density": d, "neutral": True} for d in (3, 5)]),
     ({"elements": "Li,Fe,O"}, [{"elements": "Li,Fe,O"}]), ({"elements": ["Li", "O"]}, [{"elements": ["Li", "O"]}]),
-    ({"elements": ["Li-O", "Na-O"]}, [{"elements": "Li-O"}, {"elements": "Na-O"}])])
+    ({"elements": ["Li-O", "Na-O"]}, [{"elements": "Li-O"}, {"elements": "Na-O"}]),
+    ({"chemical_system": "Li-O,Na-O"}, [{"chemical_system": "Li-O"}, {"chemical_system": "Na-O"}]),
+    ({"chemical_system": "Li,O"}, [{"chemical_system": "Li,O"}]),
+    ({"element": "Li-O,No"}, [{"element": "Li-O"}, {"element": "No"}])])
 def test_several_values_are_every_combination(given, expected):
     assert combinations(given) == expected
 
@@ -588,5 +606,18 @@ def test_prompts_that_cannot_be(settings, message):
 
 
 def test_trl_has_no_prompts_for_the_grammar_alone():
-    with pytest.raises(UserError, match="algorithm=grpo"):
-        Asking(TABLE, load("finetune", ["algorithm=trl", "prompts.grid.formula=NaCl"]))
+    for hard in ("formula=NaCl", "element=Na-Cl", "chemical_system=Na-Cl"):
+        with pytest.raises(UserError, match="algorithm=grpo"):
+            Asking(TABLE, load("finetune", ["algorithm=trl", f"prompts.grid.{hard}"]))
+    Asking(TABLE, load("finetune", ["algorithm=trl", "prompts.grid.element=[Na,Cl]"]))
+
+
+def test_prompts_of_a_grid_ask_for_all_elements_of_a_system():
+    policy = policy_of(make("orbits", max_atoms=12))
+    drawn = asking(TABLE, "grid.chemical_system=[Na-Cl,Li-Fe-O]").draw(40, np.random.default_rng(0), policy)
+    assert {c["element"] for c in drawn} == {"Na", "Cl", "Li", "Fe", "O"}
+    found = decode(policy, sample(policy, drawn, torch.Generator().manual_seed(0)))
+    assert all(set(s.symbol_set) == set(c["chemical_system"].split("-"))
+               for s, c in zip(found, drawn, strict=True))
+    with pytest.raises(UserError, match="too few for 3 elements"):
+        asking(TABLE, "grid.chemical_system=Li-Fe-O", "grid.n_atoms=2").check(policy)

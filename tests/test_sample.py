@@ -47,6 +47,12 @@ def test_elements_and_size_are_what_is_asked_for(folders, tmp_path, name):
     assert all(len(s) <= 4 and set(s.symbol_set) <= {"Li", "Co", "O"} for s in found)
 
 
+@pytest.mark.parametrize("name", REPRESENTATIONS)
+def test_all_elements_of_a_system_are_there(folders, tmp_path, name):
+    found = sampled(folders[name], tmp_path / "out", "condition.chemical_system=Li-Co-O,Na-Cl", "condition.max_atoms=5")
+    assert [set(s.symbol_set) for s in found] == [{"Li", "Co", "O"}] * 12 + [{"Na", "Cl"}] * 12
+
+
 def test_part_of_a_crystal_is_written_anew(folders, tmp_path):
     file = tmp_path / "salt.cif"
     salt = CRYSTALS["rock salt"].get_primitive_structure()
@@ -63,6 +69,8 @@ def test_part_of_a_crystal_is_written_anew(folders, tmp_path):
         ("atoms", ["representation=orbits"], "writes crystals as atoms, not orbits"),
         ("orbits", ["condition.space_group=230", "condition.n_atoms=3"], "no choice of Wyckoff positions"),
         ("orbits", ["condition.formula=LiF", "condition.elements=Li"], "does not allow"),
+        ("atoms", ["condition.chemical_system=Li-Co-O", "condition.n_atoms=2"], "n_atoms=2 is too few for 3 elements"),
+        ("text", ["condition.element=Li-O", "condition.elements=Li-F"], "element=Li-O has elements that elements=Li-F"),
         ("text", ["mask=lattice"], "go together"),
         ("text", ["infill={cif}", "mask=element:Ca"], "no such site"),
         ("orbits", ["infill={cif}", "mask=lattice"], "cannot fill in"),

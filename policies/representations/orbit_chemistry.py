@@ -55,8 +55,9 @@ class Chemistry:
                 budgets = asked.budgets(representation.max_atoms, n) if asked.formula else []
                 row = rows[i] = _Row(asked, n, owing(z, asked), budgets)
                 chemistry = cls(representation.max_atoms, {i: row})
-                if group and not chemistry._can_begin(row, group):
-                    raise UserError(f"space group {group} has no choice of Wyckoff positions for {dict(condition)}")
+                if not chemistry._can_begin(row, group or 1):  # in P1 everything can be made
+                    raise UserError(f"no choice of Wyckoff positions of space group {group or '1 to 230'} has all of "
+                                    f"{dict(condition)}")
         return cls(representation.max_atoms, rows)
 
     def keep(self, rows: int) -> None:
@@ -156,10 +157,8 @@ class Chemistry:
     def _closes(self, row: _Row, start: int, left: int, exact: bool, z: int = 0, m: int = 0) -> bool:
         """Whether `left` atoms, or up to so many, can be what is still to come, after m of element z."""
         owed = row.owed - {z}
-        if len(owed) > most_sites(self.max_atoms, start, left, exact):
-            return False
         if not self._counts_charge(row):
-            return True
+            return len(owed) <= most_sites(self.max_atoms, start, left, exact)
         rest = _sums(self.max_atoms, start, left, exact, owed, row.allowed)
         return row.charges.plus(Charges.of(z).times(m) if m else Charges.none()).plus(rest).closes
 
