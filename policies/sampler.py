@@ -72,12 +72,12 @@ def _sample_batch(policy: CrystalPolicy, prompts: torch.Tensor, conditions: Sequ
     logprobs = torch.zeros(b, rep.max_length, device=prompts.device)
     active = b  # rows before `active` may still be unfinished
     new = prompts
-    state = rep.start(prompts, conditions)
+    state = rep.start(prompts.cpu(), conditions)
     for t in range(p, rep.max_length):
         hidden = policy.hidden(new, cache)[:, -1:]
-        logp = policy.head(hidden, state.legal()[:, None], temperature)[:, 0].log_softmax(-1)
+        logp = policy.head(hidden, state.legal()[:, None].to(ids.device), temperature)[:, 0].log_softmax(-1)
         drawn = _draw(logp, generator)
-        state.advance(drawn[:, 0])
+        state.advance(drawn[:, 0].cpu())
         ids[:active, t] = drawn[:, 0]
         logprobs[:active, t] = logp.gather(1, drawn)[:, 0]
         unfinished = (ids[:active, t] != rep.eos) & (ids[:active, t] != rep.pad)

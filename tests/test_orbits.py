@@ -59,7 +59,7 @@ def some_prompts(count: int, seed: int = 0) -> list[dict]:
     rng, t = np.random.default_rng(seed), ORBITS.tables
     found = []
     for group in rng.integers(1, 231, size=count).tolist():
-        possible = t.reach[t.base[int(group)], 1:].nonzero()[:, 0].tolist()
+        possible = np.flatnonzero(t.reach[t.base[group], 1:]).tolist()
         n = next((n + 1 for n in rng.permutation(possible).tolist() if can_have_group(group, [], n + 1, 0, 20)), None)
         if n is None:
             continue

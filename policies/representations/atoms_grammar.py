@@ -57,7 +57,7 @@ class AtomsState(State):
         self.closing = torch.zeros_like(self.ended)  # the lattice that comes last is begun
         self.points = torch.zeros(b, rep.max_atoms + LATTICE // 4 + 1, 3, device=device)  # fractional
         self.metric = torch.zeros(b, 3, 3, device=device)
-        self.radius_of = radii(device)
+        self.radius_of = torch.from_numpy(radii())
         self.radii = torch.zeros(b, self.points.shape[1], device=device)  # Å, of those atoms
         self.largest = torch.zeros(b, device=device)  # Å: the radius of an atom that fits between its own images
 
@@ -157,20 +157,22 @@ class AtomsState(State):
         """(B, Q) bool: the z that keep the atom as far from those before it as fits their elements; at the least
         distance where none does; all where none does that."""
         n, rows = self.n, torch.arange(len(self.points), device=self.points.device)
-        limit = pair_limits(self.radii[:, :n], self.radii[:, n : n + 1])
+        limit = pair_limits(self.radii[:, :n].numpy(), self.radii[:, n : n + 1].numpy())
         free = self._free_by(rows, limit)
         tight = (~free.any(1) & ~self.ended).nonzero()[:, 0]
         if len(tight):
             free[tight] = self._free_by(tight, None)
         return free | ~free.any(1, keepdim=True)
 
-    def _free_by(self, rows: torch.Tensor, limit: torch.Tensor | None) -> torch.Tensor:
+    def _free_by(self, rows: torch.Tensor, limit: np.ndarray | None) -> torch.Tensor:
         """(R, Q) bool: the z that keep the atom `limit` (R, N) Å apart from those before it."""
         n = self.n
         start = self.points[rows, n : n + 1] - self.points[rows, :n]
         up = torch.zeros_like(start)
         up[..., 2] = 1
-        return free_on_line(self.metric[rows], start, up, ~self.ended[rows, None].expand(-1, n), limit=limit)
+        real = ~self.ended[rows, None].expand(-1, n)
+        return torch.from_numpy(free_on_line(self.metric[rows].numpy(), start.numpy(), up.numpy(), real.numpy(),
+                                             limit=limit))
 
     # What came
 
@@ -194,7 +196,7 @@ class AtomsState(State):
     def _enter_cell(self) -> None:
         """Bind the number of atoms by the volume of the cell."""
         self.metric = self.cell.metric()
-        self.largest = shortest(self.metric) / (2 * TOUCHING)
+        self.largest = torch.from_numpy(shortest(self.metric.numpy())) / (2 * TOUCHING)
         room = (self.cell.cell_volume() / MIN_VOLUME).nan_to_num(0).long()
         self.most = torch.minimum(self.most, torch.maximum(room, self.least))
         for i, (composer, progress) in self.composed.items():

@@ -24,7 +24,8 @@ class State(ABC):
     """Where the grammar is in B unfinished sequences: what may come next, then what came.
 
     Every prefix that it allows can be completed. Its cost per token does not grow with what was written before times
-    the vocabulary. Rows that have ended allow padding only.
+    the vocabulary. Rows that have ended allow padding only. All of it is on the CPU, where hundreds of operations on a
+    few rows each are fastest.
     """
 
     @abstractmethod
@@ -110,7 +111,7 @@ class Representation(ABC):
 
     @abstractmethod
     def start(self, prompts: torch.Tensor, conditions: Sequence[Condition] | None = None) -> State:
-        """The grammar after prompts (B, P). Conditions add what prompts cannot say (`conditions.HARD`)."""
+        """The grammar after prompts (B, P), on the CPU. Conditions add what prompts cannot say (`conditions.HARD`)."""
 
     def written_group(self, ids: Sequence[int]) -> int | None:
         """The space group that the tokens after the prompt name, None if they do not say one."""
@@ -126,13 +127,14 @@ class Representation(ABC):
 
     def masks(self, ids: torch.Tensor, conditions: Sequence[Condition] | None = None) -> torch.Tensor:
         """Legal next tokens (B, T - P + 1, V) bool after the prompt and after each further token of ids (B, T)."""
-        with torch.autocast(ids.device.type, enabled=False):  # distances in bfloat16 would not be those of sampling
-            state = self.start(ids[:, : self.prompt_length], conditions)
+        with torch.autocast("cpu", enabled=False):  # distances in bfloat16 would not be those of sampling
+            written = ids.cpu()
+            state = self.start(written[:, : self.prompt_length], conditions)
             found = []
             for t in range(self.prompt_length, ids.shape[1]):
                 found.append(state.legal())
-                state.advance(ids[:, t])
-            return torch.stack([*found, state.legal()], 1)
+                state.advance(written[:, t])
+            return torch.stack([*found, state.legal()], 1).to(ids.device)
 
     def prompt(self, condition: Condition) -> list[int]:
         """The prompt tokens of a condition. Raises UserError for a value that cannot be asked for."""

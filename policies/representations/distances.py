@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import product
 
-import torch
+import numpy as np
 from ase.data import covalent_radii
 
 from policies.representations.base import MAX_Z
@@ -27,63 +28,69 @@ TRIES, _STEPS = 16, (0.8192, 0.6711, 0.5498)
 SMALL_AREA = 16.0
 #: The part of a share found by so many tries that is certain to be there.
 _SURE = 0.8
+_IMAGES = np.array(list(product((-1.0, 0.0, 1.0), repeat=3)), np.float32)
 #: What `free_on_line` leaves free at just the limit is not too close because of another order of adding up.
 _ROUNDING = 1 - 5e-5
 
 
-def tries(attempt: int, device: torch.device) -> torch.Tensor:
+@cache
+def tries(attempt: int) -> np.ndarray:
     """(3,) fractions of a cell, on the grid: the choice of later coordinates that an attempt (from 1) looks at."""
-    return torch.tensor([int(attempt * step % 1 * Q) / Q for step in _STEPS], device=device)
+    return np.array([int(attempt * step % 1 * Q) / Q for step in _STEPS], np.float32)
 
 
-def heights(metric: torch.Tensor) -> torch.Tensor:
+def heights(metric: np.ndarray) -> np.ndarray:
     """(B, 3) Å between the lattice planes of cells with metric tensors (B, 3, 3)."""
-    return torch.linalg.inv(metric).diagonal(dim1=1, dim2=2).rsqrt()
+    return 1 / np.sqrt(np.linalg.inv(metric).diagonal(axis1=1, axis2=2))
 
 
-def too_close(metric: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
+def too_close(metric: np.ndarray, difference: np.ndarray) -> np.ndarray:
     """(B, ...) bool: fractional differences (B, ..., 3) under the limit in cells with metric tensors (B, 3, 3)."""
     d = difference - difference.round()
-    g = metric.view(len(metric), *[1] * (d.ndim - 2), 3, 3)
+    g = metric.reshape(len(metric), *[1] * (d.ndim - 2), 3, 3)
     return _product(d, g, d) < MIN_DISTANCE**2 * _ROUNDING
 
 
-def _product(x: torch.Tensor, metric: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _product(x: np.ndarray, metric: np.ndarray, y: np.ndarray) -> np.ndarray:
     """x G y (...) of vectors (..., 3) and metric tensors (..., 3, 3).
 
-    Element by element: a matrix product may round differently in a batch of another shape, and what was legal while
-    sampling must be legal when log-probabilities are computed again.
+    Term by term: a matrix product may round differently in a batch of another shape, and what was legal while sampling
+    must be legal when log-probabilities are computed again.
     """
-    return (x.unsqueeze(-1) * metric * y.unsqueeze(-2)).sum((-2, -1))
+    terms = x[..., :, None] * metric * y[..., None, :]
+    found = terms[..., 0, 0] + terms[..., 2, 2]
+    for i, j in ((0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1)):
+        found += terms[..., i, j]
+    return found
 
 
-def radii(device: torch.device) -> torch.Tensor:
+@cache
+def radii() -> np.ndarray:
     """(MAX_Z + 1,) Å: covalent radii (Cordero et al., Dalton Trans. 2832 (2008)); 0 for no element."""
-    return torch.as_tensor([0.0, *covalent_radii[1 : MAX_Z + 1].tolist()], device=device)
+    return np.array([0.0, *covalent_radii[1 : MAX_Z + 1]], np.float32)
 
 
-def pair_limits(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+def pair_limits(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Å: how far apart atoms with covalent radii `one` and `two` (Å) are written where that leaves a choice."""
-    return (TOUCHING * (one + two)).clamp(min=MIN_DISTANCE)
+    return np.maximum(TOUCHING * (one + two), MIN_DISTANCE)
 
 
-def nearest(metric: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
+def nearest(metric: np.ndarray, difference: np.ndarray) -> np.ndarray:
     """(B, M) Å: from fractional differences (B, M, 3) to the nearest lattice vector, cells as `free_on_line`'s."""
     d = difference - difference.round()
-    images = torch.tensor(list(product((-1.0, 0.0, 1.0), repeat=3)), device=d.device)
     along = (d[:, :, None] * metric[:, None]).sum(-1)  # (B, M, 3)
-    length = _product(images, metric[:, None], images)[:, None] - 2 * (along[:, :, None] * images).sum(-1)
-    return ((along * d).sum(-1) + length.amin(2)).clamp(min=0).sqrt()
+    length = _product(_IMAGES, metric[:, None], _IMAGES)[:, None] - 2 * (along[:, :, None] * _IMAGES).sum(-1)
+    return np.sqrt(np.maximum((along * d).sum(-1) + length.min(2), 0))
 
 
-def shortest(metric: torch.Tensor) -> torch.Tensor:
+def shortest(metric: np.ndarray) -> np.ndarray:
     """(B,) Å: the shortest lattice vector of cells with metric tensors (B, 3, 3), of those with entries of -1 to 1."""
-    images = torch.tensor([v for v in product((-1.0, 0.0, 1.0), repeat=3) if any(v)], device=metric.device)
-    return _product(images, metric[:, None], images).amin(1).clamp(min=0).sqrt()
+    images = _IMAGES[_IMAGES.any(1)]
+    return np.sqrt(np.maximum(_product(images, metric[:, None], images).min(1), 0))
 
 
-def free_on_line(metric: torch.Tensor, start: torch.Tensor, direction: torch.Tensor, real: torch.Tensor,
-                 steps: int = Q, limit: torch.Tensor | None = None) -> torch.Tensor:
+def free_on_line(metric: np.ndarray, start: np.ndarray, direction: np.ndarray, real: np.ndarray, steps: int = Q,
+                 limit: np.ndarray | None = None) -> np.ndarray:
     """Grid values u = k/steps at which none of M differences start + direction * u is too close to a lattice vector.
 
     metric: (B, 3, 3) Å². start: (B, M, 3). direction: (B, M, 3) whole numbers. real: (B, M) bool, the differences
@@ -92,62 +99,67 @@ def free_on_line(metric: torch.Tensor, start: torch.Tensor, direction: torch.Ten
     their ends.
     """
     b, m, _ = start.shape
-    allowed = torch.ones(b, steps, dtype=torch.bool, device=start.device)
+    allowed = np.ones((b, steps), bool)
     if not m or not b:
         return allowed
-    row, pair = real.nonzero(as_tuple=True)
+    row, pair = real.nonzero()
     d, r = start[row, pair], direction[row, pair]  # (L, 3)
     d = d - d.round()
-    least = torch.full_like(d[:, 0], MIN_DISTANCE) if limit is None else limit[row, pair]
+    least = np.full(len(d), MIN_DISTANCE, np.float32) if limit is None else limit[row, pair]
     # The planes of lattice points that the line comes nearer to than the limit, axis by axis, and where they meet.
     margin = least[:, None] / heights(metric)[row]
-    first = (torch.minimum(d, d + r) - margin).floor() + 1
-    number = ((torch.maximum(d, d + r) + margin).ceil() - first).clamp(min=0).long()
+    first = np.floor(np.minimum(d, d + r) - margin) + 1
+    number = np.maximum(np.ceil(np.maximum(d, d + r) + margin) - first, 0).astype(int)
     many = number.prod(1)
-    line = torch.arange(len(row), device=row.device).repeat_interleave(many)
+    line, place = ranges(np.zeros_like(many), many)
     if not len(line):
         return allowed
-    place = torch.arange(len(line), device=row.device) - (many.cumsum(0) - many)[line]
-    x, y, _ = number[line].unbind(1)
+    x, y, _ = number[line].T
     row, r = row[line], r[line]
-    d = d[line] - first[line] - torch.stack([place % x, place // x % y, place // (x * y)], 1)
+    d = d[line] - first[line] - np.stack([place % x, place // x % y, place // (x * y)], 1).astype(np.float32)
     g = metric[row]
-    turned = (r.unsqueeze(-1) * g).sum(-2)
+    turned = (r[:, :, None] * g).sum(-2)
     a, half_b, c = (turned * r).sum(-1), (turned * d).sum(-1), _product(d, g, d) - least[line] ** 2
     root = half_b**2 - a * c
     hit = (root > 0) & (a > 0)
     fixed = (a == 0) & (c < 0)  # a difference that does not depend on u
     allowed[row[fixed]] = False
-    row, a, half_b, root = row[hit], a[hit], half_b[hit], root[hit].sqrt()
-    first = ((-half_b - root) / a * steps).floor().long() + 1
-    last = ((-half_b + root) / a * steps).ceil().long() - 1
+    row, a, half_b, root = row[hit], a[hit], half_b[hit], np.sqrt(root[hit])
+    first = np.floor((-half_b - root) / a * steps).astype(int) + 1
+    last = np.ceil((-half_b + root) / a * steps).astype(int) - 1
     inside = (last >= first) & (last >= 0) & (first < steps)
-    row, first, last = row[inside], first[inside].clamp(min=0), last[inside].clamp(max=steps - 1)
-    ends = torch.zeros(b, steps + 1, dtype=torch.int32, device=start.device)
-    ends.index_put_((row, first), torch.ones_like(row, dtype=torch.int32), accumulate=True)
-    ends.index_put_((row, last + 1), -torch.ones_like(row, dtype=torch.int32), accumulate=True)
-    return allowed & (ends.cumsum(1)[:, :steps] == 0)
+    row, first, last = row[inside], first[inside].clip(min=0), last[inside].clip(max=steps - 1)
+    ends = np.zeros(b * (steps + 1), np.int32)
+    np.add.at(ends, row * (steps + 1) + first, 1)
+    np.subtract.at(ends, row * (steps + 1) + last + 1, 1)
+    return allowed & (ends.reshape(b, -1).cumsum(1, dtype=np.int32)[:, :steps] == 0)
 
 
-def sites_on_plane(share: torch.Tensor, area: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
+def ranges(first: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(i, first[i] + j) for all i and j < number[i]."""
+    i = np.arange(len(first)).repeat(number)
+    return i, np.arange(len(i)) - (number.cumsum() - number - first)[i]
+
+
+def sites_on_plane(share: np.ndarray, area: np.ndarray, atoms: np.ndarray) -> np.ndarray:
     """(N,) how many sites, of so many atoms (N,) each, find room on planes of which a share (N,) is free, wherever each
     is put: an atom takes at most a disc of the limit's radius from those that follow. area: (N,) Å²."""
-    taken = torch.pi * MIN_DISTANCE**2 * atoms
-    return torch.where(share > 0, 1 + (_SURE * share * area / taken).long(), 0)
+    taken = (np.pi * MIN_DISTANCE**2 * atoms).astype(np.float32)
+    return np.where(share > 0, 1 + (_SURE * share * area / taken).astype(int), 0)
 
 
-def area(plane: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
+def area(plane: np.ndarray, metric: np.ndarray) -> np.ndarray:
     """(N,) Å² of what two parameters from 0 to 1 span: planes (N, 3, 2) in cells with metric tensors (N, 3, 3)."""
-    a, b = plane.unbind(2)
-    return (_product(a, metric, a) * _product(b, metric, b) - _product(a, metric, b) ** 2).clamp(min=0).sqrt()
+    a, b = plane[..., 0], plane[..., 1]
+    return np.sqrt(np.maximum(_product(a, metric, a) * _product(b, metric, b) - _product(a, metric, b) ** 2, 0))
 
 
-def sites_on_line(free: torch.Tensor, line: torch.Tensor, metric: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
+def sites_on_line(free: np.ndarray, line: np.ndarray, metric: np.ndarray, atoms: np.ndarray) -> np.ndarray:
     """(N,) how many sites, of so many atoms (N,) each, are certain to find room on lines of which `free` (N,) of Q grid
     values are free, wherever each is put: an atom takes at most twice the limit away from those that follow.
 
     line: (N, 3) what a parameter from 0 to 1 runs through. metric: (N, 3, 3).
     """
-    length = _product(line, metric, line).sqrt()
-    taken = ((2 * MIN_DISTANCE * Q / length).long() + 1) * atoms
-    return torch.where(free > 0, 1 + (free - 1).clamp(min=0) // taken, 0)
+    length = np.sqrt(_product(line, metric, line))
+    taken = ((2 * MIN_DISTANCE * Q / length).astype(int) + 1) * atoms
+    return np.where(free > 0, 1 + np.maximum(free - 1, 0) // taken, 0)

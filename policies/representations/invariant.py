@@ -200,7 +200,7 @@ class Invariant(Representation):
         systems = self.read_systems(prompts, conditions).tolist()
         if self._spelling:  # what prompts always say is the same
             inner = InvariantState(self._spelling.bins, prompts, conditions, systems)
-            return DigitsState(self._spelling, len(self.vocabulary), inner, prompts.device)
+            return DigitsState(self._spelling, len(self.vocabulary), inner)
         return InvariantState(self, prompts, conditions, systems)
 
 

@@ -73,32 +73,31 @@ class Spelling:
 class DigitsState(State):
     """A grammar of bins, number by number: a digit may follow if some number that is allowed goes on so."""
 
-    def __init__(self, spelling: Spelling, size: int, inner: State, device: torch.device):
+    def __init__(self, spelling: Spelling, size: int, inner: State):
         """size: of the vocabulary with digits."""
         self.spelling, self.size, self.inner = spelling, size, inner
         words = spelling.words
-        digits = torch.full((len(words), LONGEST), -1)
+        self.digits = torch.full((len(words), LONGEST), -1)  # (V, 4), -1 where there is none
         for token, word in enumerate(words):
             if word[0] >= spelling.zero:
-                digits[token, : len(word)] = torch.tensor(word) - spelling.zero
-        self.digits = digits.to(device)  # (V, 4), -1 where there is none
+                self.digits[token, : len(word)] = torch.tensor(word) - spelling.zero
         self.length = (self.digits >= 0).sum(1)  # (V,) 0 for what is no number
         self.number = (self.length > 0).nonzero()[:, 0]
         self.other = (self.length == 0).nonzero()[:, 0]
-        self.outer = torch.tensor([word[0] for word in words], device=device)
-        self.inverse = torch.zeros(size, dtype=torch.long, device=device)
+        self.outer = torch.tensor([word[0] for word in words])
+        self.inverse = torch.zeros(size, dtype=torch.long)
         self.inverse[self.outer[self.other]] = self.other
         #: (D, 4, 10) which digit each number has where.
         self.has = torch.nn.functional.one_hot(self.digits[self.number] + 1, 11)[..., 1:].float()
         self.alive = inner.legal()  # (B, V) tokens of bins that what was written may become
-        self.place = torch.zeros(len(self.alive), dtype=torch.long, device=device)  # digits written of the number
+        self.place = torch.zeros(len(self.alive), dtype=torch.long)  # digits written of the number
 
     def keep(self, rows: int) -> None:
         self.inner.keep(rows)
         self.alive, self.place = self.alive[:rows], self.place[:rows]
 
     def legal(self) -> torch.Tensor:
-        mask = torch.zeros(len(self.alive), self.size, dtype=torch.bool, device=self.alive.device)
+        mask = torch.zeros(len(self.alive), self.size, dtype=torch.bool)
         mask[:, self.outer[self.other]] = self.alive[:, self.other]
         digits = torch.einsum("bd,dpk->bpk", self.alive[:, self.number].float(), self.has) > 0
         # After what was not allowed nothing goes on.

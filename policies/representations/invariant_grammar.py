@@ -13,7 +13,6 @@ from policies.representations.asked import Asked, owing
 from policies.representations.base import EOS, PAD, State
 from policies.representations.distances import MIN_VOLUME
 from policies.representations.invariant import MULTIPLICITIES
-from policies.representations.invariant_cells import bools
 from policies.representations.invariant_formula import Formula
 from policies.representations.invariant_occupations import (
     ANY,
@@ -27,7 +26,7 @@ from policies.representations.invariant_occupations import (
     needed,
     points,
 )
-from policies.representations.invariant_places import Places
+from policies.representations.invariant_places import Places, bools
 from policies.representations.invariant_systems import FormulaOfSystem
 from policies.representations.lattice import LatticeState, system_of
 from policies.representations.patterns import Pattern
@@ -53,19 +52,19 @@ class InvariantState(State):
         """systems: (B,) the crystal system asked for, 1 to 7 or 0."""
         self.rep = representation
         group, n, owed = (x.tolist() for x in representation.read_prompts(prompts))
-        b, device = len(prompts), prompts.device
+        b = len(prompts)
         asked = [Asked.of(c) for c in conditions] if conditions else [None] * b
         owed = [owing(z, some) for z, some in zip(owed, asked, strict=True)]
         self.formulas = [FormulaOfSystem(representation.max_atoms, system, *row[1:]) if system and not row[0] else
                          Formula(representation.max_atoms, *row)
                          for system, row in zip(systems, zip(group, n, owed, asked, strict=True), strict=True)]
-        self.phase = torch.full((b,), FORMULA, device=device)
-        self.group = torch.zeros(b, dtype=torch.long, device=device)
-        self.k = torch.zeros(b, dtype=torch.long, device=device)  # coordinates of the site written so far
-        self.grid = torch.zeros(b, 3, dtype=torch.long, device=device)
-        self.opened = torch.zeros(b, dtype=torch.bool, device=device)  # whether `places` knows of the next site
-        self.places = Places(representation.max_atoms, b, device)
-        nothing = torch.zeros(b, dtype=torch.long, device=device)
+        self.phase = np.full(b, FORMULA)
+        self.group = np.zeros(b, int)
+        self.k = np.zeros(b, int)  # coordinates of the site written so far
+        self.grid = np.zeros((b, 3), int)
+        self.opened = np.zeros(b, bool)  # whether `places` knows of the next site
+        self.places = Places(representation.max_atoms, b)
+        nothing = torch.zeros(b, dtype=torch.long)
         self.lattice = LatticeState(representation.first, nothing, nothing.double())
         self.patterns: list[Pattern] = [()] * b
         #: Atoms still to be placed of each element, in order; the first is current. The most that its next site has.
@@ -84,150 +83,152 @@ class InvariantState(State):
     # What may come next
 
     def legal(self) -> torch.Tensor:
-        mask = torch.zeros(len(self.phase), len(self.rep.vocabulary), dtype=torch.bool, device=self.phase.device)
+        mask = np.zeros((len(self.phase), len(self.rep.vocabulary)), bool)
         mask[:, PAD] = self.phase == ENDED
         for phase, allow in ((FORMULA, self._formula), (COUNT, self._counts), (HALL, self._groups),
-                             (CELL, self.lattice.legal), (ELEMENT, self._elements),
+                             (CELL, self._cells), (ELEMENT, self._elements),
                              (MULTIPLICITY, self._multiplicities), (COORDINATE, self._coordinates)):
-            rows = (self.phase == phase).nonzero()[:, 0]
+            rows = np.flatnonzero(self.phase == phase)
             if len(rows):
                 allow(mask, rows)
-        return mask
+        return torch.from_numpy(mask)
 
-    def _formula(self, mask: torch.Tensor, rows: torch.Tensor) -> None:
+    def _formula(self, mask: np.ndarray, rows: np.ndarray) -> None:
         good = np.stack([self.formulas[i].elements() for i in rows.tolist()])
         element = self.rep.first["element"]
-        mask[rows, element + 1 : element + good.shape[1]] = torch.from_numpy(good[:, 1:]).to(mask.device)
-        mask[rows, self.rep.first["end_formula"]] = torch.from_numpy(good[:, 0]).to(mask.device)
+        mask[rows, element + 1 : element + good.shape[1]] = good[:, 1:]
+        mask[rows, self.rep.first["end_formula"]] = good[:, 0]
 
-    def _counts(self, mask: torch.Tensor, rows: torch.Tensor) -> None:
+    def _counts(self, mask: np.ndarray, rows: np.ndarray) -> None:
         first = self.rep.first["count"] - 1
-        _allow(mask, rows, [[first + c for c in self.formulas[i].numbers()] for i in rows.tolist()])
+        for i in rows.tolist():
+            mask[i, [first + c for c in self.formulas[i].numbers()]] = True
 
-    def _groups(self, mask: torch.Tensor, rows: torch.Tensor) -> None:
+    def _groups(self, mask: np.ndarray, rows: np.ndarray) -> None:
         first = self.rep.first["hall"] - 1
-        good = []
-        for formula in (self.formulas[i] for i in rows.tolist()):
-            some = formula.groups
-            good.append([first + g for g in some if makeable(self.rep.max_atoms, g, formula.counts)])
-        _allow(mask, rows, good)
+        for i in rows.tolist():
+            groups, counts = self.formulas[i].groups, self.formulas[i].counts
+            mask[i, [first + g for g in groups if makeable(self.rep.max_atoms, g, counts)]] = True
 
-    def _elements(self, mask: torch.Tensor, rows: torch.Tensor) -> None:
+    def _cells(self, mask: np.ndarray, rows: np.ndarray) -> None:
+        self.lattice.legal(torch.from_numpy(mask), torch.from_numpy(rows))
+
+    def _elements(self, mask: np.ndarray, rows: np.ndarray) -> None:
         """The first one that is not complete, or the end."""
         element = self.rep.first["element"]
-        _allow(mask, rows, [[element + self._element(i) if self.rest[i] else EOS] for i in rows.tolist()])
+        mask[rows, [element + self._element(i) if self.rest[i] else EOS for i in rows.tolist()]] = True
 
     def _element(self, i: int) -> int:
         formula = self.formulas[i].written
         return formula[len(formula) - len(self.rest[i])][0] if self.rest[i] else 0
 
-    def _multiplicities(self, mask: torch.Tensor, rows: torch.Tensor) -> None:
+    def _multiplicities(self, mask: np.ndarray, rows: np.ndarray) -> None:
         if not self.opened[rows].all():
             # What comes next is known one token before; rows that begin a site at the next one are done with these.
-            begun = (self.phase == ELEMENT) & torch.tensor([bool(rest) for rest in self.rest], device=rows.device)
-            self._open((~self.opened & (begun | (self.phase == MULTIPLICITY))).nonzero()[:, 0])
-        first = self.rep.first["multiplicity"]
+            begun = (self.phase == ELEMENT) & np.array([bool(rest) for rest in self.rest])
+            self._open(np.flatnonzero(~self.opened & (begun | (self.phase == MULTIPLICITY))))
         open_, multiplicity = self.places.multiplicities(rows, self.group[rows])
-        index = torch.bucketize(multiplicity, torch.tensor(MULTIPLICITIES, device=rows.device))
-        i, j = open_.nonzero(as_tuple=True)
-        mask[rows[i], first + index[i, j]] = True
+        i, j = open_.nonzero()
+        mask[rows[i], self.rep.first["multiplicity"] + np.searchsorted(MULTIPLICITIES, multiplicity[i, j])] = True
 
-    def _coordinates(self, mask: torch.Tensor, rows: torch.Tensor) -> None:
+    def _coordinates(self, mask: np.ndarray, rows: np.ndarray) -> None:
         first = self.rep.first["coordinate"]
         mask[rows, first : first + Q] = self.places.values(rows, self.group[rows], self.grid[rows], self.k[rows])
 
     # What came
 
     def advance(self, tokens: torch.Tensor) -> None:
-        before = torch.where(tokens == PAD, ENDED, self.phase)  # padding moves nothing
+        came = tokens.numpy()
+        before = np.where(came == PAD, ENDED, self.phase)  # padding moves nothing
         for phase, take in ((FORMULA, self._take_formula), (COUNT, self._take_count), (HALL, self._take_group),
                             (CELL, self._take_cell), (ELEMENT, self._take_element),
                             (MULTIPLICITY, self._take_multiplicity), (COORDINATE, self._take_coordinate)):
-            rows = (before == phase).nonzero()[:, 0]
+            rows = np.flatnonzero(before == phase)
             if len(rows):
-                take(rows, tokens[rows])
+                take(rows, came[rows])
 
-    def _take_formula(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
+    def _take_formula(self, rows: np.ndarray, tokens: np.ndarray) -> None:
         end = tokens == self.rep.first["end_formula"]
-        self.phase[rows] = torch.where(end, HALL, COUNT)
+        self.phase[rows] = np.where(end, HALL, COUNT)
         for i, z in zip(rows[~end].tolist(), (tokens[~end] - self.rep.first["element"]).tolist(), strict=True):
             self.formulas[i].z = z
 
-    def _take_count(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
+    def _take_count(self, rows: np.ndarray, tokens: np.ndarray) -> None:
         for i, count in zip(rows.tolist(), (tokens - self.rep.first["count"] + 1).tolist(), strict=True):
             self.formulas[i].take_number(count)
         self.phase[rows] = FORMULA
 
-    def _take_group(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
+    def _take_group(self, rows: np.ndarray, tokens: np.ndarray) -> None:
         self.group[rows] = tokens - self.rep.first["hall"] + 1
+        groups, at = self.group[rows], torch.from_numpy(rows)
         for i in rows.tolist():
             self.rest[i] = tuple(c for _, c in self.formulas[i].written)
-        atoms = torch.tensor([sum(self.rest[i]) for i in rows.tolist()], device=rows.device)
-        systems = torch.tensor([system_of(g) for g in range(231)], device=rows.device)[self.group[rows]]
-        volume = MIN_VOLUME * self.places.t.points[self.group[rows]] * atoms
-        fresh = LatticeState(self.rep.first, systems, volume.double())
-        self.lattice.systems[rows], self.lattice.volume[rows] = fresh.systems, fresh.volume
-        self.lattice.parameters[rows] = fresh.parameters
-        for i in rows.tolist():
-            self.lattice.fits[i] = partial(fits, self.rep.max_atoms, int(self.group[i]), tuple(sorted(self.rest[i])))
+        atoms = np.array([sum(self.rest[i]) for i in rows.tolist()])
+        volume = MIN_VOLUME * self.places.t.points[groups] * atoms
+        systems = torch.tensor([system_of(g) for g in groups.tolist()])
+        fresh = LatticeState(self.rep.first, systems, torch.from_numpy(volume))
+        self.lattice.systems[at], self.lattice.volume[at] = fresh.systems, fresh.volume
+        self.lattice.parameters[at] = fresh.parameters
+        for i, group in zip(rows.tolist(), groups.tolist(), strict=True):
+            self.lattice.fits[i] = partial(fits, self.rep.max_atoms, group, tuple(sorted(self.rest[i])))
         self.phase[rows] = CELL
 
-    def _take_cell(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
-        done = rows[self.lattice.advance(tokens, rows)]
+    def _take_cell(self, rows: np.ndarray, tokens: np.ndarray) -> None:
+        done = rows[self.lattice.advance(torch.from_numpy(tokens), torch.from_numpy(rows)).numpy()]
         if len(done):
-            self.places.metric[done] = self.lattice.metric()[done]
+            self.places.metric[done] = self.lattice.metric().numpy()[done]
             self.phase[done] = ELEMENT
 
-    def _take_element(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
-        ended = tokens == EOS
-        self.phase[rows] = torch.where(ended, ENDED, MULTIPLICITY)
+    def _take_element(self, rows: np.ndarray, tokens: np.ndarray) -> None:
+        self.phase[rows] = np.where(tokens == EOS, ENDED, MULTIPLICITY)
 
-    def _open(self, rows: torch.Tensor) -> None:
+    def _open(self, rows: np.ndarray) -> None:
         """Find the positions that the next site of these rows may be on."""
-        self.places.take_element(rows, torch.tensor([self._element(i) for i in rows.tolist()], device=rows.device))
+        self.places.take_element(rows, np.array([self._element(i) for i in rows.tolist()]))
         self.opened[rows] = True
         group = self.group[rows]
-        found = [choices(self.rep.max_atoms, int(self.group[i]), self.patterns[i], self.rest[i], self.cap[i])
-                 for i in rows.tolist()]
-        wanted, proper = (bools([some[k] for some in found], rows.device) for k in range(2))
-        points, dof = self.places.points(rows, group), self.places.positions(group)[1]
-        apart, fitting = self.places.fit_lines(rows, group, wanted & (points | (dof > 0)))
-        fitting &= (dof > 0) | self.places.points_that_fit(rows, group, apart)
-        lasts = self._lasting(rows, self.places.room(rows, group, points, False), (apart & (dof == 1)).tolist())
+        found = [choices(self.rep.max_atoms, g, self.patterns[i], self.rest[i], self.cap[i])
+                 for i, g in zip(rows.tolist(), group.tolist(), strict=True)]
+        wanted, proper = (bools([some[k] for some in found]) for k in range(2))
+        at, dof = self.places.positions(group)
         # How much room lines have takes long to find out, and is only asked where others do not do: with all points
         # that may have to be occupied kept free, and without if that leaves nothing.
-        tight = (apart & ~lasts).any(1).nonzero()[:, 0]
+        room = self.places.room(rows, at, (dof >= 0) & (dof != 1))
+        apart, fitting = self.places.fit_lines(rows, group, wanted & ((room > 0) | (dof > 0)))
+        fitting &= self.places.fit_points(rows, group, apart)
+        lasts = self._lasting(rows, room, apart & (dof == 1))
+        tight = np.flatnonzero((apart & ~lasts).any(1))
         for kept in (True, False):
             if len(tight):
-                at = rows[tight]
+                some = rows[tight]
                 if kept:
-                    self.places.reserve(at, group[tight], self._points(at))
-                room = self.places.room(at, group[tight], points[tight], True)
-                lasts[tight] = self._lasting(at, room, [()] * len(at))
-                self.places.reserved[at] = 0
+                    self.places.reserve(some, group[tight], self._points(some))
+                free = self.places.room(some, at[tight], dof[tight] > 0)
+                lasts[tight] = self._lasting(some, np.where(dof[tight] > 0, free, room[tight]))
+                self.places.reserved[some] = 0
                 tight = tight[~(apart & lasts)[tight].any(1)]
         self.places.open_for(rows, wanted, apart, lasts, proper, fitting)
 
-    def _lasting(self, rows: torch.Tensor, room: torch.Tensor, lines: Sequence[Sequence[bool]]) -> torch.Tensor:
-        """(R, 27) positions after which there is room (R, 27) for all that is still to come, and note how much."""
+    def _lasting(self, rows: np.ndarray, room: np.ndarray, lines: np.ndarray | None = None) -> np.ndarray:
+        """(R, 27) positions after which there is room (R, 27) for all that is still to come, and note how much. lines:
+        (R, 27) with room for this site."""
         found = []
-        for i, some, apart in zip(rows.tolist(), room.tolist(), lines, strict=True):
+        for r, (i, some) in enumerate(zip(rows.tolist(), room.tolist(), strict=True)):
             group = int(self.group[i])
             self.room[i] = clipped(self.rep.max_atoms, group, self.rest[i],
                                    some[: len(atoms_of(self.rep.max_atoms, group))])
-            self.lines[i] = tuple(j for j, here in enumerate(apart) if here)
+            self.lines[i] = () if lines is None else tuple(np.flatnonzero(lines[r]).tolist())
             found.append(lasting(self.rep.max_atoms, group, self.rest[i], self.cap[i], self.room[i], self.lines[i]))
-        return bools(found, rows.device)
+        return bools(found)
 
-    def _points(self, rows: torch.Tensor) -> torch.Tensor:
+    def _points(self, rows: np.ndarray) -> np.ndarray:
         """(R, 27) the points that may have to be occupied later."""
         return bools([points(self.rep.max_atoms, int(self.group[i]), self.rest[i], self.room[i])
-                      for i in rows.tolist()], rows.device)
+                      for i in rows.tolist()])
 
-    def _take_multiplicity(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
-        table = torch.tensor(MULTIPLICITIES, device=rows.device)
-        multiplicity = table[(tokens - self.rep.first["multiplicity"]).clamp(0, len(table) - 1)]
-        self.places.narrow(rows, self.group[rows], multiplicity, self._needed)
+    def _take_multiplicity(self, rows: np.ndarray, tokens: np.ndarray) -> None:
+        place = (tokens - self.rep.first["multiplicity"]).clip(0, len(MULTIPLICITIES) - 1)
+        self.places.narrow(rows, self.group[rows], np.array(MULTIPLICITIES)[place], self._needed)
         self.k[rows], self.opened[rows] = 0, False
         self.phase[rows] = COORDINATE
 
@@ -237,7 +238,7 @@ class InvariantState(State):
             return (), ()
         return needed(*known, self.room[i], position)
 
-    def _take_coordinate(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
+    def _take_coordinate(self, rows: np.ndarray, tokens: np.ndarray) -> None:
         self.grid[rows, self.k[rows]] = tokens - self.rep.first["coordinate"]
         self.k[rows] += 1
         whole = rows[self.k[rows] == 3]
@@ -254,10 +255,3 @@ class InvariantState(State):
         left, *others = self.rest[i]
         self.rest[i] = (left - m, *others) if left > m else tuple(others)
         self.cap[i] = m if left > m else ANY
-
-
-def _allow(mask: torch.Tensor, rows: torch.Tensor, tokens: Sequence[Sequence[int]]) -> None:
-    """Allow in `mask` (B, V) for each row (index) some tokens."""
-    at = [i for i, some in zip(rows.tolist(), tokens, strict=True) for _ in some]
-    mask[torch.tensor(at, dtype=torch.long, device=mask.device),
-         torch.tensor([t for some in tokens for t in some], dtype=torch.long, device=mask.device)] = True

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import torch
 
 from policies.representations.orbit_tables import tables
 from policies.representations.quantiser import Q
@@ -31,51 +30,50 @@ class Members:
     free. line, line_shift: (N, 3) the first free direction, and from where, as the position's own parameter runs along
     it where there is but one; line is 0 for points. dof: (N,). inside_first, inside_number: (N,) and inside: (P,) the
     members of smaller multiplicity that lie in each. bad_x: (N, Q / SPECIAL) bool, at which x no point of it has its
-    multiplicity. rotations: (231, 192, 3, 3), shifts: (231, 192, 3) of each group's operations, n_operations: (231,).
+    multiplicity. rotations: (231, 192, 3, 3), shifts: (231, 192, 3) of each group's operations, turns: the identity
+    less the rotations. n_operations: (231,).
     """
 
-    first: torch.Tensor
-    number: torch.Tensor
-    shift: torch.Tensor
-    basis: torch.Tensor
-    line: torch.Tensor
-    line_shift: torch.Tensor
-    dof: torch.Tensor
-    inside_first: torch.Tensor
-    inside_number: torch.Tensor
-    inside: torch.Tensor
-    bad_x: torch.Tensor
-    rotations: torch.Tensor
-    shifts: torch.Tensor
-    n_operations: torch.Tensor
+    first: np.ndarray
+    number: np.ndarray
+    shift: np.ndarray
+    basis: np.ndarray
+    line: np.ndarray
+    line_shift: np.ndarray
+    dof: np.ndarray
+    inside_first: np.ndarray
+    inside_number: np.ndarray
+    inside: np.ndarray
+    bad_x: np.ndarray
+    rotations: np.ndarray
+    shifts: np.ndarray
+    turns: np.ndarray
+    n_operations: np.ndarray
 
 
 @cache
-def members(max_atoms: int, device: torch.device) -> Members:
-    """Built once (some seconds) in a process, and copied once to a device."""
-    if device.type != "cpu":
-        return Members(*(v.to(device) for v in vars(members(max_atoms, torch.device("cpu"))).values()))
+def members(max_atoms: int) -> Members:
+    """Built once (some seconds) in a process."""
     t = tables(max_atoms)
     row, matrix, line_shift, shift, basis = _distinct(t.base.tolist())
     number = np.bincount(row, minlength=len(t.atoms))
-    dof = t.dof.numpy()[row]
+    dof = t.dof[row]
     line = np.where(dof[:, None] == 1, matrix[:, :, 0], basis[:, :, 0] * (basis[:, :1, 0] < Q))
     line[dof == 0] = 0
     line_shift = np.where(dof[:, None] == 1, line_shift, shift)
-    pairs = [_inside(np.flatnonzero((row >= a) & (row < b)), t.members.numpy()[row], shift, basis)
+    pairs = [_inside(np.flatnonzero((row >= a) & (row < b)), t.members[row], shift, basis)
              for a, b in zip(t.base[1:].tolist(), [*t.base[2:].tolist(), len(t.atoms)], strict=True)]
     outer, inner = (np.concatenate(column) for column in zip(*pairs, strict=True))
     inside_number = np.bincount(outer, minlength=len(row))
     arrays = (np.cumsum(number) - number, number, shift, basis, line, line_shift, dof,
               np.cumsum(inside_number) - inside_number, inside_number, inner, _bad_x(outer, inner, shift, basis))
-    return Members(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (*arrays, *_operations())))
+    return Members(*arrays, *_operations())
 
 
-def settle(shift: torch.Tensor, basis: torch.Tensor, grid: torch.Tensor, k: torch.Tensor
-           ) -> tuple[torch.Tensor, torch.Tensor]:
+def settle(shift: np.ndarray, basis: np.ndarray, grid: np.ndarray, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Members (N) given the first k (N,) coordinates of points (N, 3): the places (N, 3), of which the first k are the
     points' and the others end with what is free set to 0, and (N,) whether the k coordinates are on the member."""
-    at, on = shift.clone(), torch.ones(len(shift), dtype=torch.bool, device=shift.device)
+    at, on = shift.copy(), np.ones(len(shift), bool)
     for i in range(3):
         d, step = (grid[:, i] - at[:, i]) * (k > i), basis[:, i, i]
         on &= d % step == 0
@@ -156,11 +154,11 @@ def _bad_x(outer: np.ndarray, inner: np.ndarray, shift: np.ndarray, basis: np.nd
     return lost[..., 0] & lost[..., 1]
 
 
-def _operations() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rotations, shifts = np.zeros((231, 192, 3, 3), dtype=np.float32), np.zeros((231, 192, 3), dtype=np.int64)
-    number = np.zeros(231, dtype=np.int64)
+def _operations() -> tuple[np.ndarray, ...]:
+    rotations, shifts = np.zeros((231, 192, 3, 3), int), np.zeros((231, 192, 3), int)
+    number = np.zeros(231, int)
     for group in range(1, 231):
         r, s = operations(group)
         number[group] = len(r)
         rotations[group, : len(r)], shifts[group, : len(r)] = r, s * (Q // 24)
-    return rotations, shifts, number
+    return rotations, shifts, np.eye(3, dtype=int) - rotations, number

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from policies.representations.asked import Asked, Charges, owing
@@ -63,7 +64,7 @@ class Chemistry:
     def keep(self, rows: int) -> None:
         self.rows = {i: row for i, row in self.rows.items() if i < rows}
 
-    def limit(self, most: torch.Tensor) -> None:
+    def limit(self, most: np.ndarray) -> None:
         """Lower (B,) greatest numbers of atoms to those asked for."""
         for i, row in self.rows.items():
             if row.asked.max_atoms is not None:
@@ -71,7 +72,7 @@ class Chemistry:
             if row.budgets:
                 most[i] = min(int(most[i]), max(sum(b.values()) for b in row.budgets))
 
-    def raise_to_least(self, fewest: torch.Tensor, group: torch.Tensor) -> None:
+    def raise_to_least(self, fewest: np.ndarray, group: np.ndarray) -> None:
         """Raise (B,) least numbers of atoms to those that what is asked takes in each row's group (B,)."""
         for i, row in self.rows.items():
             start = int(tables(self.max_atoms).base[group[i]])
@@ -81,45 +82,45 @@ class Chemistry:
             else:
                 fewest[i] = self._fewest(row, start) or fewest[i]
 
-    def fit(self, rows: torch.Tensor, most: torch.Tensor) -> None:
+    def fit(self, rows: np.ndarray, most: np.ndarray) -> None:
         """Give up the compositions of more atoms than the cells of these rows have room for."""
         for i in rows.tolist():
             if (row := self.rows.get(i)) is not None:
                 row.budgets = [b for b in row.budgets if sum(b.values()) <= int(most[i])]
 
-    def groups(self, rows: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
+    def groups(self, rows: np.ndarray, good: np.ndarray) -> np.ndarray:
         """Narrow (R, 231) groups to those in which what is asked can be made."""
         for r, row in self._chosen(rows):
-            for g in good[r].nonzero()[:, 0].tolist():
+            for g in np.flatnonzero(good[r]).tolist():
                 good[r, g] = self._can_begin(row, g)
         return good
 
-    def orbits(self, rows: torch.Tensor, at: torch.Tensor, after: torch.Tensor, left: torch.Tensor,
-               good: torch.Tensor) -> torch.Tensor:
+    def orbits(self, rows: np.ndarray, at: np.ndarray, after: np.ndarray, left: np.ndarray,
+               good: np.ndarray) -> np.ndarray:
         """Narrow (R, P) positions (rows of the tables) to those that some element can take."""
         for r, row in self._chosen(rows):
-            for j in good[r].nonzero()[:, 0].tolist():
+            for j in np.flatnonzero(good[r]).tolist():
                 good[r, j] = any(self._fits(row, z, int(at[r, j]), int(after[r, j]), int(left[r]))
                                  for z in self._candidates(row))
         return good
 
-    def elements(self, rows: torch.Tensor, site: torch.Tensor, after: torch.Tensor, left: torch.Tensor,
-                 good: torch.Tensor) -> torch.Tensor:
+    def elements(self, rows: np.ndarray, site: np.ndarray, after: np.ndarray, left: np.ndarray,
+                 good: np.ndarray) -> np.ndarray:
         """Narrow (R, 118) elements of the positions being written; left: (R,) atoms before they are placed."""
         for r, row in self._chosen(rows):
             fitting = {z for z in self._candidates(row)
                        if self._fits(row, z, int(site[r]), int(after[r]), int(left[r]))}
-            good[r] &= torch.tensor([z in fitting for z in range(1, MAX_Z + 1)], device=good.device)
+            good[r] &= [z in fitting for z in range(1, MAX_Z + 1)]
         return good
 
-    def ends(self, rows: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    def ends(self, rows: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Narrow (R,) possible ends to those at which what is asked is met."""
         for r, row in self._chosen(rows):
             met = any(not any(b.values()) for b in row.budgets) if row.asked.formula else True
             end[r] &= met and not row.owed and (not self._counts_charge(row) or row.charges.closes)
         return end
 
-    def take(self, rows: torch.Tensor, site: torch.Tensor, z: torch.Tensor) -> None:
+    def take(self, rows: np.ndarray, site: np.ndarray, z: np.ndarray) -> None:
         """A position (row of the tables) was given an element."""
         for r, row in self._chosen(rows):
             element, m = int(z[r]), int(tables(self.max_atoms).atoms[site[r]])
@@ -129,7 +130,7 @@ class Chemistry:
             if self._counts_charge(row) and element:
                 row.charges = row.charges.plus(Charges.of(element).times(m))
 
-    def _chosen(self, rows: torch.Tensor) -> list[tuple[int, _Row]]:
+    def _chosen(self, rows: np.ndarray) -> list[tuple[int, _Row]]:
         if not self.rows:
             return []
         return [(r, self.rows[i]) for r, i in enumerate(rows.tolist()) if i in self.rows]

@@ -100,8 +100,8 @@ class PublishedState(OrbitsState):
         self.rest: list[tuple[int, ...]] = [()] * len(prompts)  # as in `InvariantState`
         self.cap = [ANY] * len(prompts)
         self.waiting: list[list[int]] = [[] for _ in prompts]  # rows of the tables whose parameters are to come
-        self.metric[:] = torch.eye(3, device=prompts.device) * _EDGE**2
-        nothing = torch.zeros(len(prompts), dtype=torch.long, device=prompts.device)
+        self.cells.metric[:] = np.eye(3) * _EDGE**2
+        nothing = torch.zeros(len(prompts), dtype=torch.long)
         self.lattice = LatticeState(representation.first, nothing, nothing.double())
 
     def keep(self, rows: int) -> None:
@@ -110,47 +110,47 @@ class PublishedState(OrbitsState):
             setattr(self, name, getattr(self, name)[:rows])
 
     def legal(self) -> torch.Tensor:
-        mask = torch.zeros(len(self.phase), len(self.rep.vocabulary), dtype=torch.bool, device=self.phase.device)
+        mask = np.zeros((len(self.phase), len(self.rep.vocabulary)), bool)
         mask[:, PAD] = self.phase == ENDED
         for phase, allow in ((GROUP, self._groups), (ELEMENT, self._next_elements), (COUNT, self._counts),
                              (ORBIT, self._next_orbits), (COORDINATE, self._coordinates), (CELL, self._cells)):
-            rows = (self.phase == phase).nonzero()[:, 0]
+            rows = np.flatnonzero(self.phase == phase)
             if len(rows):
                 allow(mask, rows)
-        return mask
+        return torch.from_numpy(mask)
 
-    def _next_elements(self, mask: torch.Tensor, rows: torch.Tensor) -> None:
-        good = torch.from_numpy(np.stack([self.formulas[i].elements() for i in rows.tolist()])).to(mask.device)
+    def _next_elements(self, mask: np.ndarray, rows: np.ndarray) -> None:
+        good = np.stack([self.formulas[i].elements() for i in rows.tolist()])
         first = self.rep.first["element"]
         mask[rows, first + 1 : first + good.shape[1]] = good[:, 1:]
         mask[rows, self.rep.first["end_formula"]] = good[:, 0]
 
-    def _counts(self, mask: torch.Tensor, rows: torch.Tensor) -> None:
+    def _counts(self, mask: np.ndarray, rows: np.ndarray) -> None:
         for i in rows.tolist():
             mask[i, [self.rep.first["count"] + c - 1 for c in self.formulas[i].numbers()]] = True
 
-    def _next_orbits(self, mask: torch.Tensor, rows: torch.Tensor) -> None:
+    def _next_orbits(self, mask: np.ndarray, rows: np.ndarray) -> None:
         for i, group in zip(rows.tolist(), self.group[rows].tolist(), strict=True):
             possible, symmetric = choices(self.rep.max_atoms, group, self.patterns[i], self.rest[i], self.cap[i])
-            at = self.t.base[group] + torch.tensor(symmetric or possible, device=mask.device)
+            at = self.t.base[group] + np.array(symmetric or possible)
             mask[i, self.rep.first["orbit"] + self.t.orbit[at]] = True
 
-    def _cells(self, mask: torch.Tensor, rows: torch.Tensor) -> None:
+    def _cells(self, mask: np.ndarray, rows: np.ndarray) -> None:
         assert self.lattice is not None
-        whole = self.lattice.complete(rows)
+        whole = self.lattice.complete(torch.from_numpy(rows)).numpy()
         mask[rows[whole], EOS] = True
-        self.lattice.legal(mask, rows[~whole])
+        super()._cells(mask, rows[~whole])
 
     def advance(self, tokens: torch.Tensor) -> None:
-        before = self.phase.clone()
+        before, came = self.phase.copy(), tokens.numpy()
         for phase, take in ((GROUP, self._take_group), (ELEMENT, self._take_formula), (COUNT, self._take_count),
                             (ORBIT, self._take_site), (COORDINATE, self._take_parameter), (CELL, self._take_length)):
-            rows = (before == phase).nonzero()[:, 0]
+            rows = np.flatnonzero(before == phase)
             if len(rows):
-                take(rows, tokens[rows])
+                take(rows, came[rows])
 
-    def _take_group(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
-        self.group[rows] = (tokens - self.rep.first["space_group"]).clamp(1, 230)
+    def _take_group(self, rows: np.ndarray, tokens: np.ndarray) -> None:
+        self.group[rows] = (tokens - self.rep.first["space_group"]).clip(1, 230)
         for i, group in zip(rows.tolist(), self.group[rows].tolist(), strict=True):
             self.formulas[i] = self._formula(i, group)
         self.phase[rows] = ELEMENT
@@ -159,20 +159,20 @@ class PublishedState(OrbitsState):
         asked = Asked.of(self.asked[i])
         return Formula(self.rep.max_atoms, group, int(self.asked_n[i]), owing(int(self.owed[i]), asked), asked)
 
-    def _take_formula(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
+    def _take_formula(self, rows: np.ndarray, tokens: np.ndarray) -> None:
         end = tokens == self.rep.first["end_formula"]
-        self.phase[rows] = torch.where(end, ORBIT, COUNT)
+        self.phase[rows] = np.where(end, ORBIT, COUNT)
         for i, z in zip(rows.tolist(), (tokens - self.rep.first["element"]).tolist(), strict=True):
             self.formulas[i].z = z
         for i in rows[end].tolist():
             self.rest[i] = tuple(c for _, c in self.formulas[i].written)
 
-    def _take_count(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
+    def _take_count(self, rows: np.ndarray, tokens: np.ndarray) -> None:
         for i, count in zip(rows.tolist(), (tokens - self.rep.first["count"] + 1).tolist(), strict=True):
             self.formulas[i].take_number(count)
         self.phase[rows] = ELEMENT
 
-    def _take_site(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
+    def _take_site(self, rows: np.ndarray, tokens: np.ndarray) -> None:
         for i, orbit in zip(rows.tolist(), (tokens - self.rep.first["orbit"]).tolist(), strict=True):
             group = int(self.group[i])
             position = self.rep.tables.of_orbit[group][orbit]
@@ -182,18 +182,17 @@ class PublishedState(OrbitsState):
             self.rest[i] = (left - m, *others) if left > m else tuple(others)
             self.cap[i] = m if left > m else ANY
             self.waiting[i].append(int(self.t.base[group]) + position)
-        self._next_site(rows[torch.tensor([not self.rest[i] for i in rows.tolist()], device=rows.device)])
+        self._next_site(rows[[not self.rest[i] for i in rows.tolist()]])
 
-    def _next_site(self, rows: torch.Tensor) -> None:
+    def _next_site(self, rows: np.ndarray) -> None:
         """Place the points that come next in these rows, and go on to the parameters of a site, or to the cell."""
         for i in rows.tolist():
             while self.waiting[i]:
-                at = torch.tensor([i], device=rows.device)
-                self.site[i], self.k[i], self.u[i] = self.waiting[i].pop(0), 0, 0.0
+                self.site[i], self.k[i], self.u[i] = self.waiting[i].pop(0), 0, 0
                 if self.t.dof[self.site[i]]:
                     self.phase[i] = COORDINATE
                     break
-                self._place(at)
+                self._place(np.array([i]))
             else:
                 self._enter_cell(i)
 
@@ -201,18 +200,18 @@ class PublishedState(OrbitsState):
         assert self.lattice is not None
         group = int(self.group[i])
         atoms = sum(c for _, c in self.formulas[i].written)
-        fresh = LatticeState(self.rep.first, torch.tensor([system_of(group)], device=self.phase.device),
-                             MIN_VOLUME * self.t.points[group, None] * float(atoms))
+        volume = torch.tensor([MIN_VOLUME * float(self.t.points[group]) * atoms])
+        fresh = LatticeState(self.rep.first, torch.tensor([system_of(group)]), volume)
         self.lattice.systems[i], self.lattice.volume[i] = fresh.systems[0], fresh.volume[0]
         self.lattice.parameters[i] = fresh.parameters[0]
         self.phase[i] = CELL
 
-    def _take_parameter(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
+    def _take_parameter(self, rows: np.ndarray, tokens: np.ndarray) -> None:
         self._take_coordinate(rows, tokens)
         self._next_site(rows[self.phase[rows] == ORBIT])
 
-    def _take_length(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
+    def _take_length(self, rows: np.ndarray, tokens: np.ndarray) -> None:
         assert self.lattice is not None
         ended = tokens == EOS
         self.phase[rows[ended]] = ENDED
-        self.lattice.advance(tokens[~ended], rows[~ended])
+        self.lattice.advance(torch.from_numpy(tokens[~ended]), torch.from_numpy(rows[~ended]))

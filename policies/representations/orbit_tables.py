@@ -1,13 +1,11 @@
-"""The Wyckoff positions of all groups as tensors, row by row, for a grammar that looks them up for a whole batch."""
+"""The Wyckoff positions of all groups as arrays, row by row, for a grammar that looks them up for a whole batch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
-import torch
 
 from policies.representations.wyckoff import GRID, Position, centring, orbit_keys, positions
 
@@ -29,30 +27,20 @@ class Tables:
     -> position.
     """
 
-    base: torch.Tensor
-    count: torch.Tensor
-    orbit: torch.Tensor
-    dof: torch.Tensor
-    atoms: torch.Tensor
-    matrix: torch.Tensor
-    shift: torch.Tensor
-    members: torch.Tensor
-    points: torch.Tensor
-    reach: torch.Tensor
-    least: torch.Tensor
-    roomy: torch.Tensor
-    own: torch.Tensor
+    base: np.ndarray
+    count: np.ndarray
+    orbit: np.ndarray
+    dof: np.ndarray
+    atoms: np.ndarray
+    matrix: np.ndarray
+    shift: np.ndarray
+    members: np.ndarray
+    points: np.ndarray
+    reach: np.ndarray
+    least: np.ndarray
+    roomy: np.ndarray
+    own: np.ndarray
     of_orbit: tuple[dict[int, int], ...]
-
-    def to(self, device: torch.device) -> Tables:
-        """The tables on a device, copied there once."""
-        return self if device.type == "cpu" else _moved(self, device)
-
-
-@cache
-def _moved(tables: Tables, device: torch.device) -> Tables:
-    on_device: dict[str, Any] = {k: v.to(device) for k, v in vars(tables).items() if isinstance(v, torch.Tensor)}
-    return replace(tables, **on_device)
 
 
 @cache
@@ -85,14 +73,12 @@ def tables(max_atoms: int) -> Tables:
     matrix, shift = np.zeros((len(rows), most, 3, 3), np.float32), np.zeros((len(rows), most, 3), np.float32)
     for i, (m, s) in enumerate(zip(matrices, shifts, strict=True)):
         matrix[i, : len(m)], shift[i, : len(s)] = m, s
-    orbit, dof, atoms, members = (torch.tensor(column, device="cpu") for column in zip(*rows, strict=True))
+    orbit, dof, atoms, members = (np.array(column) for column in zip(*rows, strict=True))
     reachable = np.array(reach)
-    return Tables(
-        base=torch.tensor(base, device="cpu"), count=torch.tensor(count, device="cpu"), orbit=orbit, dof=dof,
-        atoms=atoms, matrix=torch.from_numpy(matrix), shift=torch.from_numpy(shift), members=members,
-        points=torch.tensor(points, device="cpu"), reach=torch.from_numpy(reachable),
-        least=torch.from_numpy(reachable[:, 1:].argmax(1) + 1), roomy=torch.from_numpy(np.array(roomy)),
-        own=torch.tensor(own, device="cpu"), of_orbit=tuple(of_orbit))
+    return Tables(base=np.array(base), count=np.array(count), orbit=orbit, dof=dof, atoms=atoms, matrix=matrix,
+                  shift=shift, members=members, points=np.array(points), reach=reachable,
+                  least=reachable[:, 1:].argmax(1) + 1, roomy=np.array(roomy), own=np.array(own),
+                  of_orbit=tuple(of_orbit))
 
 
 def _reach(found: list[tuple[int, int]], max_atoms: int) -> list[np.ndarray]:

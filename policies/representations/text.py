@@ -164,11 +164,11 @@ class Text(Representation):
 
     def masks(self, ids: torch.Tensor, conditions: Sequence[Condition] | None = None) -> torch.Tensor:
         # Training may run in half precision; distances between atoms must not.
-        with torch.autocast(ids.device.type, enabled=False):
-            state = self.start(ids[:, : self.prompt_length], conditions)
+        with torch.autocast("cpu", enabled=False):
+            state = self.start(ids[:, : self.prompt_length].cpu(), conditions)
             if not isinstance(state, TextState) or state.contents.hard:
                 return super().masks(ids, conditions)
-            return WholeMasks(state, ids[:, self.prompt_length :])()
+            return WholeMasks(state, ids[:, self.prompt_length :].cpu())().to(ids.device)
 
     def tables(self, device: torch.device) -> Tables:
         """What the grammar looks up, made once for each device."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from policies.representations.asked import Asked
@@ -45,7 +46,7 @@ class TextState(State):
         self.numbers = zeros(ENDED + 1, dtype=torch.double)  # by field: Å, degrees, fractions
         self.metric = zeros(3, 3, dtype=torch.float)
         self.frac = zeros(most, 3, dtype=torch.float)  # of the atoms that are complete
-        self.radius_of = radii(device)
+        self.radius_of = torch.from_numpy(radii())
         self.radii = zeros(most, dtype=torch.float)  # Å, of those atoms and the one that is being written
         self._enter(0, torch.arange(b, device=device))
 
@@ -171,7 +172,8 @@ class TextState(State):
 
     def small(self, rows: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         """Narrow elements (R, 119) to those that are not too close to their own images, if any is allowed."""
-        fit = allowed & (self.radius_of <= shortest(self.metric[rows])[:, None] / (2 * TOUCHING))
+        largest = torch.from_numpy(shortest(self.metric[rows].numpy())) / (2 * TOUCHING)
+        fit = allowed & (self.radius_of <= largest[:, None])
         return torch.where(fit.any(1, keepdim=True), fit, allowed)
 
     def apart(self, rows: torch.Tensor, own: torch.Tensor, others: torch.Tensor, radius: torch.Tensor,
@@ -183,17 +185,16 @@ class TextState(State):
         """
         m = int(count.max())
         flat = torch.cat([own[:, :2], torch.zeros_like(own[:, :1])], 1)
-        start = flat[:, None] - others[:, :m]
-        along = torch.zeros_like(start)
+        metric, start = self.metric[rows].numpy(), (flat[:, None] - others[:, :m]).numpy()
+        along = np.zeros_like(start)
         along[..., 2] = 1
-        real = torch.arange(m, device=rows.device) < count[:, None]
-        limit = pair_limits(radius[:, :m], radius.gather(1, count[:, None]))
-        free = free_on_line(self.metric[rows], start, along, real, self.t.units[Z], limit)
-        tight = (~free.any(1)).nonzero()[:, 0]
+        real = np.arange(m) < count[:, None].numpy()
+        limit = pair_limits(radius[:, :m].numpy(), radius.gather(1, count[:, None]).numpy())
+        free = free_on_line(metric, start, along, real, self.t.units[Z], limit)
+        tight = np.flatnonzero(~free.any(1))
         if len(tight):
-            free[tight] = free_on_line(self.metric[rows[tight]], start[tight], along[tight], real[tight],
-                                       self.t.units[Z])
-        return free | ~free.any(1, keepdim=True)
+            free[tight] = free_on_line(metric[tight], start[tight], along[tight], real[tight], self.t.units[Z])
+        return torch.from_numpy(free | ~free.any(1, keepdims=True))
 
 
 def letters(t: Tables, allowed: torch.Tensor, initial: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
