@@ -11,7 +11,7 @@ import numpy as np
 from pymatgen.core import Element
 
 from policies.representations.asked import Asked
-from rlgen.conditions import ALWAYS, CRYSTAL_SYSTEMS, Category, Transform, groups_of, known, symbols
+from rlgen.conditions import ALWAYS, CATEGORIES, Category, Transform, groups_of, known, symbols
 from rlgen.types import Condition, UserError
 
 FILE = "prompts.safetensors"
@@ -28,7 +28,7 @@ PROPERTY = "property:"
 class PromptTable:
     """One row a training crystal. space_group: (M,). n_atoms: (M,). elements: (M, E) atomic numbers, 0-padded.
 
-    properties: (M,) float32 by name, NaN where unknown; the crystal system by its place.
+    properties: (M,) float32 by name, NaN where unknown; crystal system and stability by their place.
     """
 
     space_group: np.ndarray
@@ -53,7 +53,7 @@ class PromptTable:
     def row(self, i: int, rng: np.random.Generator) -> Condition:
         """The condition that crystal i answers, with one of its elements drawn at random."""
         element = int(rng.choice(self.elements[i][self.elements[i] > 0]))
-        told = {name: CRYSTAL_SYSTEMS[int(values[i])] if name == "crystal_system" else float(values[i])
+        told = {name: CATEGORIES[name].names[int(values[i])] if name in CATEGORIES else float(values[i])
                 for name, values in self.properties.items() if not np.isnan(values[i])}
         return {"space_group": int(self.space_group[i]), "n_atoms": int(self.n_atoms[i]),
                 "element": Element.from_Z(element).symbol, **told}
@@ -129,14 +129,19 @@ class PromptTable:
         return self._nearest(np.flatnonzero(fits), asked, scales)
 
     def _nearest(self, rows: np.ndarray, asked: Condition, scales: Mapping[str, Transform | Category]) -> np.ndarray:
-        """Those of some rows whose numbers are within `NEAR` of what is asked, or else the nearest `FEWEST`.
+        """Those of some rows of the category asked for, with numbers within `NEAR` of it or else the nearest `FEWEST`.
 
         What is beyond the range of a scale is all alike.
         """
         away = np.zeros(len(rows))
         for name, scale in scales.items():
-            if known(asked.get(name)) and name in self.properties and isinstance(scale, Transform):
-                here, there = (np.clip(scale.scaled(v), 0, 1) for v in (self.properties[name][rows], asked[name]))
+            if not known(asked.get(name)) or name not in self.properties:
+                continue
+            found = self.properties[name][rows]
+            if isinstance(scale, Category):
+                away[found != scale.index(asked[name])] = np.inf
+            else:
+                here, there = (np.clip(scale.scaled(v), 0, 1) for v in (found, asked[name]))
                 away += np.nan_to_num((here - there) ** 2, nan=np.inf)
         limit = np.sort(away)[: FEWEST][-1] if len(rows) else 0.0
         return rows[(away <= max(NEAR**2, limit)) & np.isfinite(away)]

@@ -11,7 +11,7 @@ import numpy as np
 from pymatgen.core import Composition, Structure
 
 from rewards.guards import refuse
-from rlgen.conditions import SYSTEM, Category, Transform, known, read, symbols
+from rlgen.conditions import CATEGORIES, NUMBER_OF, Category, Transform, known, read, symbols
 from rlgen.predictors import Predictor, predictor_of
 from rlgen.properties import PROPERTIES
 from rlgen.protostructure import MIRRORED
@@ -47,13 +47,15 @@ class ConditionMatch:
     A number is met, 1, within `tolerance` of what is asked, and from there on halves with every `width`: there is a
     slope towards the target however far it is. Both are in the property's unit, by its name; their defaults are in
     `rlgen.properties`, or, for a property with a scale, a hundredth and a tenth of its range. Space group, crystal
-    system, formula and elements are met or not (1 or 0); the space group of a mirror image counts as the one asked for.
+    system, stability, formula and elements are met or not (1 or 0); the space group of a mirror image counts as the one
+    asked for.
 
     properties: what counts of what is asked; null: all. combine: "mean", or "geometric", which wants all of them at
     once. functions: what gives a property, as "my.module:function" (from a Structure to a number), besides what
-    `rlgen.predictors` has; of a category it gives the place of the name. scales: of properties, as `rlgen.conditions`
-    reads them (kind, low, high): on a logarithmic scale distances are those of the logarithms, and tolerance and width
-    hold above what is asked. energy, hull: of e_above_hull. closest, vacuum: of the guards, as of the stability reward.
+    `rlgen.predictors` has; of a category it gives the place of the name, of stability the energy. scales: of properties
+    as `rlgen.conditions` reads them (kind, low, high; threshold): on a logarithmic scale distances are those of the
+    logarithms, and tolerance and width hold above what is asked. energy, hull: of e_above_hull and stability. closest,
+    vacuum: of the guards, as of the stability reward.
 
     Where a property cannot be had, the crystal has no match and has failed; so has one whose geometry the guards
     refuse, if it was asked for a number that such a geometry can feign.
@@ -141,9 +143,9 @@ class ConditionMatch:
             return math.nan
         if name == "space_group":
             return float(MIRRORED.get(int(value), int(value)) == MIRRORED.get(int(asked), int(asked)))
-        scale = SYSTEM if name == "crystal_system" else read(self.scales).get(name)
+        scale = read(self.scales).get(name, CATEGORIES.get(name))
         if isinstance(scale, Category):
-            return float(int(value) == (scale.index(asked) if isinstance(asked, str) else int(asked)))
+            return float(int(scale.places(value)) == (scale.index(asked) if isinstance(asked, str) else int(asked)))
         return self._met(name, value, float(asked), scale)
 
     def _met(self, name: str, value: float, target: float, scale: Transform | None) -> float:
@@ -167,7 +169,8 @@ class ConditionMatch:
 
     def _predictor(self, name: str) -> Predictor:
         try:
-            return predictor_of(name, function=self.functions.get(name), energy=self.energy, hull=self.hull)
+            return predictor_of(NUMBER_OF.get(name, name), function=self.functions.get(name), energy=self.energy,
+                                hull=self.hull)
         except UserError as error:
             raise UserError(f"reward condition: {error}, as reward.condition.functions.{name}=my.module:function"
                             if name not in self.functions else f"reward condition: {error}") from error

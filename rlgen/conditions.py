@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -120,9 +120,17 @@ class Transform:
 
 @dataclass(frozen=True)
 class Category:
-    """A property that is one of a few names."""
+    """A property that is one of a few names. threshold: the first of two stands for numbers below it."""
 
     names: tuple[str, ...]
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) < 2 or len(set(self.names)) < len(self.names):
+            raise UserError("a category needs two names or more, each once")
+        if self.threshold is not None and (len(self.names) > 2 or not isinstance(self.threshold, int | float)
+                                           or not math.isfinite(self.threshold)):
+            raise UserError(f"threshold={self.threshold} must be a number, between two names")
 
     @property
     def bins(self) -> int:
@@ -134,15 +142,24 @@ class Category:
             raise UserError(f"{value!r} is not one of {', '.join(self.names)}")
         return self.names.index(value)
 
+    def places(self, values: Any) -> np.ndarray:
+        """The places of what was measured, of any shape, NaN for NaN; without a threshold they are what is measured."""
+        values = np.asarray(values, dtype=float)
+        return values if self.threshold is None else np.where(np.isnan(values), np.nan, values >= self.threshold)
+
     def token_names(self, name: str) -> list[str]:
         return list(self.names)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": "category", "names": list(self.names)}
+        limit = {} if self.threshold is None else {"threshold": self.threshold}
+        return {"kind": "category", "names": list(self.names)} | limit
 
 
-#: Of the property `crystal_system`.
 SYSTEM = Category(CRYSTAL_SYSTEMS)
+#: The properties that are one of a few names. Stability is high below so many eV/atom above the hull.
+CATEGORIES = {"crystal_system": SYSTEM, "stability": Category(("high", "low"), 0.1)}
+#: The number that a category with a threshold is measured as.
+NUMBER_OF = {"stability": "e_above_hull"}
 
 
 def crystal_system(space_group: int) -> int:
@@ -176,8 +193,10 @@ def read(conditions: Mapping[str, Any]) -> dict[str, Transform | Category]:
             found[name] = _read(given)
         except (TypeError, UserError) as error:
             raise UserError(f"conditions.{name}: {error}") from error
-    if found.get("crystal_system", SYSTEM) != SYSTEM:
-        raise UserError(f"conditions.crystal_system: must be the category of {', '.join(CRYSTAL_SYSTEMS)}")
+    for name, category in CATEGORIES.items():
+        scale = found.get(name, category)
+        if not isinstance(scale, Category) or scale.names != category.names:
+            raise UserError(f"conditions.{name}: must be the category of {', '.join(category.names)}")
     return found
 
 
@@ -200,8 +219,5 @@ def _read(given: Any) -> Transform | Category:
         raise UserError(f"{given!r} must have kind, low, high and bins")
     fields = dict(given)
     if fields.get("kind") == "category":
-        names: Sequence[str] = fields.get("names", ())
-        if len(set(names)) < 2 or len(set(names)) < len(names):
-            raise UserError("a category needs two names or more, each once")
-        return Category(tuple(map(str, names)))
+        return Category(tuple(map(str, fields.get("names", ()))), fields.get("threshold"))
     return Transform(**fields)

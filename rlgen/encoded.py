@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from policies.prompts import PromptTable
 from policies.representations import make
-from rlgen.conditions import ALWAYS, crystal_system
+from rlgen.conditions import ALWAYS, Category, crystal_system
 from rlgen.data import Record, cache_dir
 from rlgen.data.cache import write_aside
 from rlgen.data.progress import bar
@@ -106,6 +106,7 @@ def encode(records: Sequence[Record], representation: Any, labels: Mapping[str, 
     split = np.cumsum(arrays["lengths"])[:-1]
     atoms = np.cumsum(arrays["n_atoms"])[:-1]
     properties = {name: (labels or {}).get(name, np.full(len(records), np.nan))[arrays["kept"]] for name in told}
+    properties |= {name: scale.places(properties[name]) for name, scale in told.items() if isinstance(scale, Category)}
     if "crystal_system" in told:
         properties["crystal_system"] = np.array([crystal_system(group) for group in arrays["space_group"].tolist()])
     return Encoded(np.split(arrays["ids"], split),

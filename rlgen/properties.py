@@ -93,6 +93,7 @@ PROPERTIES: dict[str, Property] = {
     "hhi_reserve": Property("", "number", "Herfindahl-Hirschman index, reserves", lambda s: hhi(s.composition)[1],
                             100.0, 1000.0),
     "e_above_hull": Property("eV/atom", "number", "energy above the convex hull of known crystals", None, 0.02, 0.1),
+    "stability": Property("eV/atom", "category", "high or low, measured as e_above_hull: high below a threshold"),
     "band_gap": Property("eV", "number", "by PBE, as the Materials Project has it", None, 0.2, 1.0),
     "magnetic_density": Property("µB/Å³", "number", "magnetisation by volume", None, 0.005, 0.05),
 }

@@ -249,6 +249,13 @@ def test_energy_above_hull_is_that_of_the_potential():
     _, _, columns = reward.measure_with_columns([SALT], [{"e_above_hull": above}])
     assert columns["measured_e_above_hull"][0] == pytest.approx(above, abs=1e-5)
     assert columns["match_e_above_hull"][0] == 1
+    scales = {"stability": {"kind": "category", "names": ["high", "low"], "threshold": above + 0.01}}
+    for reward, high in ((ConditionMatch(energy="chgnet", scales=scales), True),
+                         (ConditionMatch(energy="chgnet"), above < 0.1)):
+        asked: list[dict] = [{"stability": "high"}, {"stability": "low"}]
+        raw, _, columns = reward.measure_with_columns([SALT] * 2, asked)
+        assert columns["measured_stability"] == pytest.approx([above] * 2, abs=1e-5)
+        assert raw.tolist() == columns["match_stability"].tolist() == [high, not high]
 
 
 def test_a_rare_target_is_hit_more_often_after_learning(monkeypatch):

@@ -18,7 +18,16 @@ from policies.representations import REPRESENTATIONS, make
 from policies.sampler import decode, sample
 from rlgen import samples
 from rlgen.asking import Asking, combinations
-from rlgen.conditions import CRYSTAL_SYSTEMS, SYSTEM, Category, Transform, crystal_system, groups_of, read
+from rlgen.conditions import (
+    CATEGORIES,
+    CRYSTAL_SYSTEMS,
+    SYSTEM,
+    Category,
+    Transform,
+    crystal_system,
+    groups_of,
+    read,
+)
 from rlgen.config import load
 from rlgen.data import Record
 from rlgen.encoded import encode
@@ -83,7 +92,8 @@ def test_nothing_to_fit_a_scale_to_is_the_users_mistake(values, kind, message):
     ({"kind": "log", "low": 0, "high": 1}, "above 0"),
     ({"kind": "linear", "low": 0, "high": 1, "bins": 1}, "at least 2"),
     ({"kind": "linear", "low": 0, "high": 1, "bin": 1}, "bin"),
-    ({"kind": "category", "names": ["a", "a"]}, "two names"), (7, "must have kind")])
+    ({"kind": "category", "names": ["a", "a"]}, "two names"), (7, "must have kind"),
+    ({"kind": "category", "names": ["a", "b"], "threshold": "high"}, "threshold=high must be a number")])
 def test_wrong_scales_are_named(fields, message):
     with pytest.raises(UserError, match=f"conditions.density.*{message}"):
         read({"density": fields})
@@ -364,6 +374,57 @@ def test_prompts_of_the_data_tell_what_is_known():
                                                               "density": 0.0})
     assert np.mean(["gap" in c for c in kept]) == pytest.approx(0.3, abs=0.03)
     assert not any("density" in c for c in kept)
+
+
+STABILITY = Category(("high", "low"), 0.05)
+
+
+def test_stability_is_high_below_a_threshold():
+    assert CATEGORIES["stability"] == Category(("high", "low"), 0.1) and read({"stability": STABILITY.to_dict()}) == {
+        "stability": STABILITY}
+    assert STABILITY.places([-0.2, 0.0, 0.0499, 0.05, 3.0]).tolist() == [0, 0, 0, 1, 1]
+    assert np.isnan(STABILITY.places(math.nan)) and SYSTEM.places([6, 0]).tolist() == [6, 0]
+    with pytest.raises(UserError, match=r"conditions\.stability: must be the category of high, low"):
+        read({"stability": {"kind": "linear", "low": 0, "high": 1}})
+    some = [*records(), *records()]
+    for i, record in enumerate(some):
+        record.properties["e_above_hull"] = i / 100
+    del some[3].properties["e_above_hull"]
+    known = labels(some, ["stability"])
+    assert known["stability"][:5].tolist() == pytest.approx([0, 0.01, 0.02, math.nan, 0.04], nan_ok=True)
+    told = scales(["stability"], {"stability": {"threshold": 0.05}}, known)
+    assert told == {"stability": STABILITY.to_dict()}
+    with pytest.raises(UserError, match=r"conditions\.stability: all that is known is high with threshold=2\.0"):
+        scales(["stability"], {"stability": {"threshold": 2.0}}, known)
+    with pytest.raises(UserError, match=r"conditions\.stability: .*bins"):
+        scales(["stability"], {"stability": {"bins": 3}}, known)
+    with pytest.raises(UserError, match=r"no column e_above_hull.*annotate"):
+        labels(records(), ["stability"])
+    split = encode(some, make("orbits", max_atoms=20, conditions=told), known)
+    found = [split.prompts.row(i, RNG).get("stability") for i in range(len(split))]
+    assert found == ["high"] * 3 + [None, "high"] + ["low"] * (len(some) - 5)
+    rows = split.prompts._fitting({"stability": "low", "crystal_system": "cubic"}, read(told))
+    assert len(rows) and all(found[i] == "low" and split.prompts.space_group[i] >= 195 for i in rows)
+
+
+@pytest.mark.parametrize("name", REPRESENTATIONS)
+def test_stability_is_asked_for_by_its_name(name):
+    rep = make(name, max_atoms=12, conditions={"stability": STABILITY.to_dict()})
+    high, low, unknown = (rep.prompt({"stability": s, "n_atoms": 3}) for s in ("high", "low", None))
+    assert high != low != unknown != high
+    assert make(name, **rep.parameters).version == rep.version
+    assert make(name, max_atoms=12, conditions={"stability": CATEGORIES["stability"]}).version != rep.version
+    with pytest.raises(UserError, match="'medium' is not one of high, low"):
+        rep.prompt({"stability": "medium"})
+    policy = policy_of(rep)
+    policy.guide(2.0)
+    table = PromptTable.of([225, 221], [[11, 17], [38, 22, 8, 8, 8]], {"stability": [0.0, 1.0]})
+    drawn = asking(table, "grid.stability=[high,low]", "grid.n_atoms=[2,5]").draw(24, np.random.default_rng(0), policy)
+    assert {(c["stability"], c["n_atoms"]) for c in drawn} == {(s, n) for s in ("high", "low") for n in (2, 5)}
+    assert all(c["space_group"] == {2: 225, 5: 221}[c["n_atoms"]] for c in drawn if "space_group" in c)
+    rollout = sample(policy, drawn, torch.Generator().manual_seed(0))
+    again, _ = policy.token_logprobs(rollout.ids, conditions=drawn)
+    assert (again - rollout.logprobs).abs()[rollout.mask].max() < 1e-4
 
 
 def test_what_is_left_open_follows_crystals_with_such_properties():
