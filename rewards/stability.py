@@ -28,10 +28,10 @@ class Stability:
     """1 at or below the hull, falling as a half cosine to 0 at `width` eV/atom above it.
 
     energy: the potential. mode: "single_point" judges the crystal as written, which teaches to write relaxed geometry;
-    "relax" lets it relax first (up to `steps` FIRE steps, to `fmax` eV/Å, given up where it would not come to be paid),
-    which forgives it. hull: a file of `python -m rlgen.hull`; None: the hull of the potential's scale. cache: look up
-    relaxations of earlier runs and steps, on a CPU each crystal is then relaxed alone (docs/energies.md); single points
-    are computed in batches always.
+    "relax" lets it relax first (up to `steps` FIRE steps, to `fmax` eV/Å), which forgives it. give_up: what would not
+    come to be paid is not relaxed to its end. hull: a file of `python -m rlgen.hull`; None: the hull of the potential's
+    scale. cache: look up relaxations of earlier runs and steps, on a CPU each crystal is then relaxed alone
+    (docs/energies.md); single points are computed in batches always.
 
     What the guards (`rewards/guards.py`) refuse is not measured, so that no policy is paid for finding it. floor: a
     crystal further (eV/atom) below the hull is a hole in the potential, not a discovery. closest: least distance of
@@ -46,6 +46,7 @@ class Stability:
     mode: Mode = "single_point"
     fmax: float = 0.1
     steps: int = 50
+    give_up: bool = True
     width: float = 0.5
     hull: str | None = None
     floor: float = 0.5
@@ -139,9 +140,7 @@ class Stability:
 
         if self.mode == "relax":
             relaxed = cache.relaxations if self.cache else relax
-            # A composition without a hull is given up wherever it is.
-            zero = [_above(hull, structure, 0.0, potential.scale)[0] for structure in structures]
-            wanted = [self.width - above if above == above else -np.inf for above in zero]
+            wanted = [self._paid_up_to(hull, structure) for structure in structures] if self.give_up else None
             results = relaxed(structures, potential, fmax=self.fmax, steps=self.steps, wanted=wanted)
             if lost := sum(result.given_up for result in results):
                 count("given_up", lost)
@@ -154,6 +153,15 @@ class Stability:
             (point.energy, _force(point, structure), structure, point.error or "")
             for structure, point in zip(structures, points, strict=True)
         ]
+
+    def _paid_up_to(self, hull: Hull, structure: Structure) -> float:
+        """The energy (eV/atom) below which a crystal of this composition is paid; none where there is no hull."""
+        from rlgen.hull import HullError
+
+        try:
+            return hull.hull_energy(structure.composition) + self.width
+        except HullError:
+            return -np.inf
 
     def _hold_audit(self, raw: np.ndarray, reasons: list[str], crystals: Mapping[int, Structure]) -> None:
         """Let a second potential judge what would be paid: changes raw and reasons in place."""

@@ -91,7 +91,7 @@ def evaluate(
     written = WrittenStability(energy=energy, hull=hull, mode="single_point", closest=0.0, max_force=strongest)
     rewards: list[Reward] = [Novelty(reference, tolerance.ltol, tolerance.stol, tolerance.angle_tol), written]
     if relax:
-        rewards.append(Stability(energy=energy, hull=hull, mode="relax", fmax=fmax, steps=steps))
+        rewards.append(Stability(energy=energy, hull=hull, mode="relax", fmax=fmax, steps=steps, give_up=False))
         rewards.append(Displacement(energy, fmax, steps))
     scored = _score(crystals, rewards, workers, ray, progress)
     judged = pd.DataFrame(
