@@ -1,21 +1,26 @@
 """What is asked of a policy against what comes: `python benchmarks/conditions.py policy=runs/asked/policy n=40`.
 
-For every property that the policy was trained on, or for those in `ask=density,density+hhi_production+space_group` (a
-plus: together), asks for `targets` values, `n` crystals each, with every guidance weight of `weights`; 0 is a policy
-that is not told the property, only the space group, size and element of crystals that have it. A single property is
-asked for at evenly spaced quantiles of the training data, from the 2nd to the 98th per cent; several together as
-crystals of the data have them. Prints a table and writes it (JSON) with a plot into `output`.
+For each of `ask=density,density+hhi_production+space_group,band_gap>4` (a plus: together; without ask every property
+that the policy was trained on, the space group, and pairs and triples of density, HHI and space group), asks for
+`targets` values, `n` crystals each, with every guidance weight of `weights`; 0 is a policy that is not told the
+property, only the space group, size and element of crystals that have it. A single number is asked for at evenly spaced
+quantiles of the training data, from the 2nd to the 98th per cent, or, rare, of those of its crystals above a limit;
+several together as crystals of the data have them. `compare=runs/tuned/policy` asks another policy, as one fine-tuned
+from it, the same. Writes tables (conditions.json, conditions.md) and plots into `output`.
 
 mae: mean distance of what was measured from what was asked, over valid crystals, in the property's unit. hit: within
-5 % of the range of its scale, or the right category; hit, valid and unique are shares of all samples.
+5 % of the range of its scale, or the right category, or above the limit; hit, valid and unique are shares of all
+samples.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 import warnings
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,7 @@ from pymatgen.core import Structure
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from rewards.validity import Validity
-from rlgen.conditions import CRYSTAL_SYSTEMS, Transform
+from rlgen.conditions import CATEGORIES, NUMBER_OF, Category, Transform
 from rlgen.drawing import answering, drawn
 from rlgen.predictors import predictor_of
 from rlgen.properties import PROPERTIES
@@ -37,15 +42,38 @@ from rlgen.types import CrystalError, UserError
 
 #: Share of the range of a scale within which a number counts as hit.
 CLOSE = 0.05
+#: Asked for in pairs and triples, those of them that a policy knows.
+TOGETHER = ("density", "hhi_production", "space_group")
 
 
-def targets_of(names: list[str], prompts: PromptTable, count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+def asks_of(scales: dict[str, Any]) -> list[str]:
+    """What is asked for where nothing else is said."""
+    some = [name for name in TOGETHER if name in scales or name == "space_group"]
+    return [*scales, "space_group", *("+".join(names) for k in (2, 3) for names in combinations(some, k))]
+
+
+def parse(ask: str) -> tuple[list[str], float]:
+    """Its properties, and the limit above which one counts as hit, NaN where there is none."""
+    name, _, limit = ask.partition(">")
+    try:
+        return name.split("+"), float(limit or "nan")
+    except ValueError:
+        raise UserError(f"ask={ask}: write density, density+space_group or density>15") from None
+
+
+def targets_of(ask: str, prompts: PromptTable, count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
     """What is asked for: values of one property, or joint values of crystals of the data for several."""
-    if len(names) == 1 and names[0] in prompts.properties and names[0] != "crystal_system":
+    names, limit = parse(ask)
+    if not math.isnan(limit) and (len(names) > 1 or names[0] in CATEGORIES or names[0] not in prompts.properties):
+        raise UserError(f"ask={ask}: only a single number of {', '.join(prompts.properties)} is above a limit")
+    if len(names) == 1 and names[0] in CATEGORIES:
+        return [{names[0]: name} for name in CATEGORIES[names[0]].names]
+    if len(names) == 1 and names[0] in prompts.properties:
         known = prompts.properties[names[0]]
-        return [{names[0]: float(v)} for v in np.nanquantile(known, np.linspace(0.02, 0.98, count))]
-    if names == ["crystal_system"]:
-        return [{"crystal_system": name} for name in CRYSTAL_SYSTEMS]
+        known, low = (known, 0.02) if math.isnan(limit) else (known[known > limit], 0.0)
+        if not np.isfinite(known).any():
+            raise UserError(f"ask={ask}: no crystal of the training data is known to have that")
+        return [{names[0]: float(v)} for v in np.nanquantile(known, np.linspace(low, 0.98, count))]
     found: list[dict[str, Any]] = []
     for i in rng.permutation(len(prompts)).tolist():
         row = prompts.row(i, rng)
@@ -56,11 +84,11 @@ def targets_of(names: list[str], prompts: PromptTable, count: int, rng: np.rando
     raise UserError(f"no {count} crystals of the data have all of {', '.join(names)}")
 
 
-def measured(name: str, crystals: list[Structure]) -> list[Any]:
+def measured(name: str, scale: Any, crystals: list[Structure]) -> list[Any]:
     """Values of a property, in the form in which it is asked for."""
-    values, _ = predictor_of(name).predict(crystals)
-    if name == "crystal_system":
-        return [CRYSTAL_SYSTEMS[int(v)] if np.isfinite(v) else None for v in values]
+    values, _ = predictor_of(NUMBER_OF.get(name, name)).predict(crystals)
+    if isinstance(scale, Category):
+        return [scale.names[int(v)] if np.isfinite(v) else None for v in scale.places(values)]
     return [float(v) for v in values]
 
 
@@ -79,21 +107,22 @@ def draw(policy: CrystalPolicy, prompts: PromptTable, targets: list[dict[str, An
     return drawn(policy, conditions, torch.Generator(policy.device).manual_seed(seed), batch=256)[0]
 
 
-def judge(names: list[str], scales: dict[str, Any], targets: list[dict[str, Any]], n: int,
+def judge(ask: str, scales: dict[str, Any], targets: list[dict[str, Any]], n: int,
           crystals: list[Structure | CrystalError]) -> dict[str, Any]:
     """One row of the table, with every pair of asked and found."""
-    check = Validity().check
+    check, (names, limit) = Validity().check, parse(ask)
     valid = [i for i, c in enumerate(crystals) if not isinstance(c, CrystalError) and not check(c)]
     some: list[Any] = [crystals[i] for i in valid]
     row: dict[str, Any] = {"valid": len(valid) / len(crystals),
                            "unique": len(set(duplicate_groups(some, matcher=False).tolist())) / len(crystals)}
     hits = np.ones(len(crystals), bool)
     for name in names:
-        asked, found = [targets[i // n][name] for i in valid], measured(name, some)
+        scale = scales.get(name, CATEGORIES.get(name))
+        asked, found = [targets[i // n][name] for i in valid], measured(name, scale, some)
         hit = np.zeros(len(crystals), bool)
-        if isinstance(scales.get(name), Transform):
-            here, there = (np.clip(scales[name].scaled(v), 0, 1) for v in (found, asked))
-            hit[valid] = np.abs(here - there) <= CLOSE  # NaN is no hit
+        if isinstance(scale, Transform):
+            here, there = (np.clip(scale.scaled(v), 0, 1) for v in (found, asked))
+            hit[valid] = np.abs(here - there) <= CLOSE if math.isnan(limit) else np.array(found) > limit  # NaN is none
             if np.isfinite(found).any():
                 row[f"mae {name}"] = float(np.nanmean(np.abs(np.array(found) - asked)))
         else:
@@ -101,62 +130,106 @@ def judge(names: list[str], scales: dict[str, Any], targets: list[dict[str, Any]
         row[f"hit {name}"] = float(hit.mean())
         row[f"pairs {name}"] = [[a, f] for a, f in zip(asked, found, strict=True) if f == f]  # not NaN
         hits &= hit
-    if len(names) > 1:
-        row["hit all"] = float(hits.mean())
-    return row
+    return row | {"hit": float(hits.mean())}
 
 
-def plot(rows: list[dict[str, Any]], output: Path) -> None:
-    """Asked against found of each number that was asked for alone, for every weight."""
-    alone = [r for r in rows if "+" not in r["ask"] and f"mae {r['ask']}" in r]
-    names, weights = list(dict.fromkeys(r["ask"] for r in alone)), list(dict.fromkeys(r["weight"] for r in alone))
-    if not names:
-        return
-    plt.rcParams["svg.hashsalt"] = "rlgen"  # the same file from every run
-    figure, axes = plt.subplots(len(names), len(weights), figsize=(2.4 * len(weights), 2.3 * len(names)),
-                                squeeze=False, sharex="row", sharey="row")
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown: a row for what was asked, a policy and a weight; the errors of all that has one."""
+    lines = ["| asked | policy | weight | hit | mean error | valid | unique |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        errors = ", ".join(f"{row[key]:.3g} {unit_of(key.removeprefix('mae '))}".rstrip() for key in row
+                           if key.startswith("mae "))
+        lines.append(f"| {row['ask']} | {row['policy']} | {row['weight']:g} | {row['hit']:.1%} | {errors} | "
+                     f"{row['valid']:.1%} | {row['unique']:.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+def unit_of(name: str) -> str:
+    return PROPERTIES[name].unit if name in PROPERTIES else ""
+
+
+def pairs_plot(rows: list[dict[str, Any]]) -> plt.Figure | None:
+    """Asked against found of each number that was asked for alone, for every policy and weight."""
+    alone = [r for r in rows if f"mae {parse(r['ask'])[0][0]}" in r and len(parse(r["ask"])[0]) == 1]
+    down = list(dict.fromkeys((r["ask"], r["policy"]) for r in alone))
+    across = list(dict.fromkeys(r["weight"] for r in alone))
+    if not alone:
+        return None
+    figure, axes = plt.subplots(len(down), len(across), figsize=(2.4 * len(across), 2.3 * len(down)), squeeze=False,
+                                sharex="row", sharey="row")
     for row in alone:
-        axis = axes[names.index(row["ask"])][weights.index(row["weight"])]
-        pairs = np.array(row[f"pairs {row['ask']}"], float)
-        axis.plot(*[[pairs[:, 0].min(), pairs[:, 0].max()]] * 2, color="#999999", linewidth=0.8)
-        axis.plot(pairs[:, 0], pairs[:, 1], ".", color="#3b6ea5", markersize=2.5, alpha=0.5)
-        axis.set_title(f"{row['ask']}, weight {row['weight']:g}", fontsize=7)
-        axis.tick_params(labelsize=6)
+        axis, name = axes[down.index((row["ask"], row["policy"]))][across.index(row["weight"])], parse(row["ask"])[0][0]
+        pairs = np.array(row[f"pairs {name}"], float)
         low, high = pairs[:, 0].min(), pairs[:, 0].max()
+        axis.plot([low, high], [low, high], color="#999999", linewidth=0.8)
+        axis.plot(pairs[:, 0], pairs[:, 1], ".", color="#3b6ea5", markersize=2.5, alpha=0.5)
+        axis.set_title(f"{row['ask']}, {row['policy']}, weight {row['weight']:g}", fontsize=6)
+        axis.tick_params(labelsize=6)
         margin = 0.3 * (high - low) or 1.0
         axis.set_ylim(low - margin, high + margin)
-    for name, axis in zip(names, axes[:, 0], strict=True):
-        axis.set_ylabel(f"found ({PROPERTIES[name].unit or '1'})" if name in PROPERTIES else "found", fontsize=7)
+    for (ask, _), axis in zip(down, axes[:, 0], strict=True):
+        axis.set_ylabel(f"found ({unit_of(parse(ask)[0][0]) or '1'})", fontsize=7)
     for axis in axes[-1]:
         axis.set_xlabel("asked", fontsize=7)
-    figure.tight_layout()
-    figure.savefig(output / "conditions.svg", metadata={"Date": None})
-    plt.close(figure)
+    return figure
 
 
-def main(policy: str, ask: str = "", weights: str = "0,1,1.5,2,3", targets: str = "5", n: str = "40", seed: str = "0",
-         output: str = "runs/conditions") -> None:
-    loaded, prompts = CrystalPolicy.load(policy)
-    scales = loaded.representation.conditions
+def weights_plot(rows: list[dict[str, Any]]) -> plt.Figure:
+    """Share of hits by weight of guidance, a panel for all that was asked, a line for each policy."""
+    asks, policies = list(dict.fromkeys(r["ask"] for r in rows)), list(dict.fromkeys(r["policy"] for r in rows))
+    figure, axes = plt.subplots(-(-len(asks) // 4), min(4, len(asks)), figsize=(9, 2.2 * -(-len(asks) // 4)),
+                                squeeze=False, sharex=True)
+    for axis in axes.flat[len(asks):]:
+        axis.set_axis_off()
+    for ask, axis in zip(asks, axes.flat, strict=False):
+        for policy in policies:
+            some = sorted((r["weight"], r["hit"]) for r in rows if (r["ask"], r["policy"]) == (ask, policy))
+            axis.plot(*zip(*some, strict=True), "o-", markersize=3, linewidth=1, label=policy)
+        axis.set_title(ask, fontsize=7)
+        axis.set_ylim(0, None)
+        axis.tick_params(labelsize=6)
+    axes[0][0].set_ylabel("hit", fontsize=7)
+    axes[0][0].legend(fontsize=6)
+    figure.supxlabel("weight of guidance", fontsize=7)
+    return figure
+
+
+def names_of(policy: str, compare: str) -> dict[str, str]:
+    """Where each policy lies, by what tells the two apart."""
+    if not compare:
+        return {"policy": policy}
+    one, other = ([part for part in Path(path).parts if part != "policy"] or [path] for path in (policy, compare))
+    return {one[-1]: policy, other[-1] if other[-1] != one[-1] else "/".join(other): compare}
+
+
+def main(policy: str, compare: str = "", ask: str = "", weights: str = "0,1,1.5,2,3", targets: str = "5", n: str = "40",
+         seed: str = "0", output: str = "runs/conditions") -> None:
+    _, prompts = CrystalPolicy.load(policy)
+    loaded = {name: CrystalPolicy.load(path)[0] for name, path in names_of(policy, compare).items()}
+    scales = next(iter(loaded.values())).representation.conditions
     if not scales:
         raise UserError(f"policy={policy} was trained on no properties: python -m rlgen.pretrain conditions=density,…")
     rows: list[dict[str, Any]] = []
-    for asked in ask.split(",") if ask else scales:
-        names = asked.split("+")
-        wanted = targets_of(names, prompts, int(targets), np.random.default_rng(int(seed)))
-        for weight in map(float, weights.split(",")):
-            began = time.process_time()
-            crystals = draw(loaded, prompts, wanted, int(n), weight, int(seed))
-            row = {"ask": asked, "weight": weight, "samples": len(crystals), "seconds": time.process_time() - began}
-            rows.append(row | judge(names, scales, wanted, int(n), crystals))
-            shown = {k: v for k, v in rows[-1].items() if not k.startswith("pairs")}
-            print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()),
-                  flush=True)
+    for asked in ask.split(",") if ask else asks_of(scales):
+        wanted = targets_of(asked, prompts, int(targets), np.random.default_rng(int(seed)))
+        for name, one in loaded.items():
+            for weight in map(float, weights.split(",")):
+                began = time.process_time()
+                crystals = draw(one, prompts, wanted, int(n), weight, int(seed))
+                row = {"ask": asked, "policy": name, "weight": weight, "samples": len(crystals),
+                       "seconds": time.process_time() - began}
+                rows.append(row | judge(asked, scales, wanted, int(n), crystals))
+                print(table(rows[-1:]).splitlines()[-1], flush=True)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "conditions.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    plot(rows, folder)
-    print(f"{folder}: conditions.json, conditions.svg")
+    (folder / "conditions.md").write_text(table(rows), encoding="utf-8")
+    plt.rcParams["svg.hashsalt"] = "rlgen"  # the same file from every run
+    for file, figure in (("conditions.svg", pairs_plot(rows)), ("weights.svg", weights_plot(rows))):
+        if figure is not None:
+            figure.tight_layout()
+            figure.savefig(folder / file, metadata={"Date": None})
+    print(f"{folder}: conditions.json, conditions.md, conditions.svg, weights.svg")
 
 
 if __name__ == "__main__":
