@@ -215,6 +215,8 @@ def most_sites(max_atoms: int, start: int, left: int, exact: bool) -> int:
 @cache
 def _sums(max_atoms: int, start: int, left: int, exact: bool, owed: frozenset[int], allowed: frozenset[int]) -> Charges:
     """Total charges of what can still be written: exactly `left` atoms, or up to so many; all `owed` among them."""
+    if len(owed) > most_sites(max_atoms, start, left, exact):
+        return Charges(0, 0)
     t = tables(max_atoms)
     found = Charges.none() if not owed and (left == 0 or not exact) else Charges(0, 0)
     m = int(t.atoms[start])
