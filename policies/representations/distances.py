@@ -28,7 +28,8 @@ TRIES, _STEPS = 16, (0.8192, 0.6711, 0.5498)
 SMALL_AREA = 16.0
 #: The part of a share found by so many tries that is certain to be there.
 _SURE = 0.8
-_IMAGES = np.array(list(product((-1.0, 0.0, 1.0), repeat=3)), np.float32)
+#: Lattice vectors with entries of -1 to 1, one of each pair of opposite ones.
+_IMAGES = np.array([v for v in product((-1.0, 0.0, 1.0), repeat=3) if v > (0, 0, 0)], np.float32)
 #: What `free_on_line` leaves free at just the limit is not too close because of another order of adding up.
 _ROUNDING = 1 - 5e-5
 
@@ -79,14 +80,15 @@ def nearest(metric: np.ndarray, difference: np.ndarray) -> np.ndarray:
     """(B, M) Å: from fractional differences (B, M, 3) to the nearest lattice vector, cells as `free_on_line`'s."""
     d = difference - difference.round()
     along = (d[:, :, None] * metric[:, None]).sum(-1)  # (B, M, 3)
-    length = _product(_IMAGES, metric[:, None], _IMAGES)[:, None] - 2 * (along[:, :, None] * _IMAGES).sum(-1)
-    return np.sqrt(np.maximum((along * d).sum(-1) + length.min(2), 0))
+    # Of an image and its opposite the one on the side of d is nearer.
+    x, y, z = (along[..., i, None] * _IMAGES[:, i] for i in range(3))
+    nearer = _product(_IMAGES, metric[:, None], _IMAGES)[:, None] - 2 * abs(x + y + z)
+    return np.sqrt(np.maximum((along * d).sum(-1) + np.minimum(nearer.min(2), 0), 0))
 
 
 def shortest(metric: np.ndarray) -> np.ndarray:
     """(B,) Å: the shortest lattice vector of cells with metric tensors (B, 3, 3), of those with entries of -1 to 1."""
-    images = _IMAGES[_IMAGES.any(1)]
-    return np.sqrt(np.maximum(_product(images, metric[:, None], images).min(1), 0))
+    return np.sqrt(np.maximum(_product(_IMAGES, metric[:, None], _IMAGES).min(1), 0))
 
 
 def free_on_line(metric: np.ndarray, start: np.ndarray, direction: np.ndarray, real: np.ndarray, steps: int = Q,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from math import pi
+from math import pi, sqrt
 
 import numpy as np
 
@@ -43,19 +43,26 @@ def rooms(max_atoms: int, group: int, sides: tuple[float, ...], spare: int) -> t
     """For how many sites each position of a group is certain to have room in an empty cell that holds a box with these
     sides (Å); `ANY` for general positions, which the least volume is for. One site less than there is room for, on
     lines and planes, and `spare` more on lines: other positions may cross them."""
-    t = tables(max_atoms)
     found = []
-    for p, own in zip(positions(group), t.own[int(t.base[group]) :].tolist(), strict=False):
-        if p.dof in (0, 3):
-            found.append(ANY if p.dof else 1)
+    for own, directions in _shapes(max_atoms, group):
+        if len(directions) in (0, 3):
+            found.append(ANY if directions else 1)
             continue
-        spanned = p.matrix * np.array(sides)[:, None]
-        if p.dof == 1:
-            room = (np.linalg.norm(spanned) - MIN_DISTANCE * (own > 1)) / (_ON_LINE * own) - spare
+        first, *others = ([x * side for x, side in zip(d, sides, strict=True)] for d in directions)
+        if others:
+            room = _free_area(first, others[0], own) / (_ON_PLANE * own)
         else:
-            room = _free_area(spanned, own) / (_ON_PLANE * own)
+            room = (_length(first) - MIN_DISTANCE * (own > 1)) / (_ON_LINE * own) - spare
         found.append(min(max(int(room), 0), max_atoms))
     return tuple(found)
+
+
+@cache
+def _shapes(max_atoms: int, group: int) -> list[tuple[int, list[list[int]]]]:
+    """Of each position of a group `Tables.own` and the directions of its free parameters."""
+    t = tables(max_atoms)
+    return [(own, p.matrix.T.tolist()) for p, own in
+            zip(positions(group), t.own[t.base[group] :].tolist(), strict=False)]
 
 
 @cache
@@ -64,10 +71,14 @@ def holds(max_atoms: int, group: int, n: int, sides: tuple[float, ...]) -> bool:
     return any(lasting(max_atoms, group, 0, n, rooms(max_atoms, group, sides, 0)))
 
 
-def _free_area(spanned: np.ndarray, own: int) -> float:
-    """Å² of a plane that lie apart from the mirrors and axes by which its atoms, `own` a site, are repeated in it."""
-    area = float(np.linalg.norm(np.cross(spanned[:, 0], spanned[:, 1])))
-    first, second = np.linalg.norm(spanned, axis=0)
+def _free_area(a: Sequence[float], b: Sequence[float], own: int) -> float:
+    """Å² of a plane, spanned by a and b (3,) Å, that lie apart from the mirrors and axes by which its atoms, `own` a
+    site, are repeated in it."""
+    area = _length([a[i - 2] * b[i - 1] - a[i - 1] * b[i - 2] for i in range(3)])
     if own < 4:
-        return area - (own > 1) * _ON_LINE * max(first, second)
-    return area * max(0.0, 1 - _ON_LINE / first) * max(0.0, 1 - _ON_LINE / second)
+        return area - (own > 1) * _ON_LINE * max(_length(a), _length(b))
+    return area * max(0.0, 1 - _ON_LINE / _length(a)) * max(0.0, 1 - _ON_LINE / _length(b))
+
+
+def _length(vector: Sequence[float]) -> float:
+    return sqrt(sum(x * x for x in vector))

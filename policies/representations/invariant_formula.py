@@ -109,15 +109,28 @@ def _after(rank: int, allowed: frozenset[int] | None) -> frozenset[int]:
 
 
 @cache
+def _by_more(last: int, owed: frozenset[int], allowed: frozenset[int] | None) -> list[tuple[int, list[int]]]:
+    """The elements that may come after one of a rank, by how many must follow them: see `next_counts`."""
+    after = _after(last, allowed)
+    end = min(owed, key=lambda z: ranks()[z]) if owed else max(after, key=lambda z: ranks()[z], default=0)
+    before = [z for z in after if ranks()[z] < ranks()[end]]
+    more = len(owed - {end}) if _after(ranks()[end], allowed) else -1
+    return [(len(owed), before), (more, [end] if end in after else [])]
+
+
+@cache
 def _elements(max_atoms: int, group: int, counts: Counts, left: int, exact: bool, last: int, owed: frozenset[int],
               allowed: frozenset[int] | None, charges: Charges | None) -> np.ndarray:
     """`Formula.elements`. last: the rank of the element before. charges: None where they do not matter."""
     good = np.zeros(MAX_Z + 1, bool)
-    some = [z for z in (_after(last, allowed) if left else ()) if all(ranks()[z] <= ranks()[other] for other in owed)]
     for proper in (True, False):
-        if not good.any():
-            good[[z for z in some if any(_numbers(proper, z, max_atoms, group, counts, left, exact, last, owed, allowed,
-                                                  charges))]] = True
+        for more, some in _by_more(last, owed, allowed) if left and not good.any() else ():
+            if charges is not None:
+                some = [z for z in some if any(_numbers(proper, z, max_atoms, group, counts, left, exact, last, owed,
+                                                        allowed, charges))]
+            elif some and not next_counts(max_atoms, group, counts, left, exact, more)[proper]:
+                continue
+            good[some] = True
     if counts and not owed and not (exact and left) and (charges is None or charges.closes):
         symmetric = exact or not group or can_have(max_atoms, group, counts)
         good[0] = symmetric or not good.any()

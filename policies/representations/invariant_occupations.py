@@ -65,7 +65,13 @@ def _fillable(free: Counts, fixed: Counts, first: int, cap: int, others: Counts)
 
 def _sum_up(parts: Counts, first: int, cap: int, others: Counts) -> bool:
     """Whether all counts are sums of parts, each as often as one likes, the first of parts of up to `cap`."""
-    return bool(_sums(parts, cap) >> first & 1) and all(_sums(parts, ANY) >> c & 1 for c in others)
+    if not _sums(parts, cap) >> first & 1:
+        return False
+    reached = _sums(parts, ANY)
+    for c in others:
+        if not reached >> c & 1:
+            return False
+    return True
 
 
 @cache

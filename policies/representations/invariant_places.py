@@ -269,12 +269,11 @@ def _along(free: np.ndarray, start: np.ndarray, along: np.ndarray, grid: np.ndar
 
     In steps of 1/Q all of them; where coordinate k runs along t from what is already settled, the rest is met as well.
     """
-    each, start = np.arange(len(free)), start % Q
+    each, start, free = np.arange(len(free)), start % Q, free.copy()
     for i in range(2):
         at = np.flatnonzero(k > i)
         if len(at):
-            apart = (grid[at, i] - start[at, i]) % Q
-            free = free.copy()
+            apart = ((grid[at, i] - start[at, i]) % Q).astype(_STEPS.dtype)
             free[at] &= _STEPS[along[at, i]] == apart[:, None]
     first, step = start[each, k], along[each, k]
     # Coordinate c is met at t = c - first or, backwards, first - c: a window of what is free, twice in a row.

@@ -16,7 +16,7 @@ import numpy as np
 from pymatgen.core import Lattice
 
 from policies.representations.lattice import SYSTEMS, system_of
-from policies.representations.orbit_tables import tables
+from policies.representations.orbit_tables import ANY, MOST_POSITIONS, tables
 from policies.representations.wyckoff import GRID, centring, operations, positions
 
 #: (position, label) of every site in the order of writing; labels tell elements apart, and count from 0 as they come.
@@ -25,6 +25,10 @@ Pattern = tuple[tuple[int, int], ...]
 Elements = tuple[tuple[int, ...], ...]
 #: Coordinates are whole numbers of 1/_FINE: symmetry is exact, and parameters are equal only where they must be.
 _FINE = 24 * 10007
+#: A place in a cell is one number, x + y _WIDE + z _WIDE²: two may be added, and are the same if `_PERIODS` apart.
+_WIDE = 2 * _FINE
+_UNITS = np.array([1, _WIDE, _WIDE**2])
+_PERIODS = (np.array(list(itertools.product((0, _FINE), repeat=3))) @ _UNITS).tolist()
 _MAPS = np.array(list(itertools.product((-1, 0, 1), repeat=9))).reshape(-1, 3, 3)
 #: Å and degrees, with nothing in common.
 _EDGES, _ANGLES = np.array([9.13, 10.37, 11.71]), np.array([97.3, 103.1, 94.7])
@@ -106,7 +110,8 @@ def kept(group: int, elements: Elements) -> int:
     for index in own:
         sites.append((index, copies[index]))
         copies[index] += 1
-    return kept(group, tuple(before)) & _symmetries(group, tuple(sites))
+    others = kept(group, tuple(before))
+    return others if others == 1 else others & _symmetries(group, tuple(sites))
 
 
 @cache
@@ -115,36 +120,44 @@ def _symmetries(group: int, sites: tuple[tuple[int, int], ...]) -> int:
 
     Each is one of `_rotations` and a shift, and stands for itself after any operation of the group.
     """
-    atoms = np.concatenate([_orbit(group, *site) for site in sites])
-    turned = atoms @ _rotations(group)  # (K, N, 3)
-    shifts = (atoms - turned[:, :1]) % _FINE  # (K, N, 3): of the first atom to each
-    images = np.sort(_keys(turned[:, None] + shifts[:, :, None]), axis=-1)
-    good = (images == np.sort(_keys(atoms))).all(-1)
-    bits = _bits(group)
-    return sum(1 << bits.setdefault((int(k), *shift), len(bits)) for k, shift in
-               zip(good.nonzero()[0], shifts[good].tolist(), strict=True))
+    turned = [[place for orbit in some for place in orbit] for some in zip(*(_turned(group, *site) for site in sites),
+                                                                           strict=True)]
+    near = {place + period for place in turned[0] for period in _PERIODS}
+    targets, bits, found = [_split(place) for place in turned[0]], _bits(group), 0
+    for k, places in enumerate(turned):
+        a, b, c = _split(places[0])
+        for x, y, z in targets:  # what the first atom may be moved to
+            shift = (x - a) % _FINE + (y - b) % _FINE * _WIDE + (z - c) % _FINE * _WIDE**2
+            if all(place + shift in near for place in places):
+                found |= 1 << bits.setdefault((k, shift), len(bits))
+    return found
 
 
 @cache
-def _bits(group: int) -> dict[tuple[int, ...], int]:
+def _bits(group: int) -> dict[tuple[int, int], int]:
     """The bit that stands for each isometry of a group met so far; the identity's is the first."""
-    return {(0, 0, 0, 0): 0}
-
-
-def _keys(points: np.ndarray) -> np.ndarray:
-    """One number for each place (..., 3) in the primitive cell."""
-    points = points % _FINE
-    return (points[..., 0] * _FINE + points[..., 1]) * _FINE + points[..., 2]
+    return {(0, 0): 0}
 
 
 @cache
-def _orbit(group: int, index: int, copy: int) -> np.ndarray:
-    """(N, 3) the atoms of a position in the primitive cell, at parameters that are others for each copy of it."""
+def _turned(group: int, index: int, copy: int) -> list[list[int]]:
+    """The atoms of a position in the primitive cell, at parameters that are others for each copy of it, after each of
+    `_rotations`, each as one number."""
     position = positions(group)[index]
-    u = np.random.default_rng([index, copy]).integers(_FINE, size=position.dof)
-    points = position.orbit_matrix @ u + position.orbit_shift * (_FINE // GRID)
-    points = points @ centring(group)[1] % _FINE
-    return points[np.unique(_keys(points), return_index=True)[1]]
+    points = position.orbit_matrix @ _generic()[index, copy, : position.dof] + position.orbit_shift * (_FINE // GRID)
+    places = np.unique(points @ centring(group)[1] % _FINE @ _UNITS)
+    atoms = np.stack([places // unit % _WIDE for unit in _UNITS], 1)
+    return (atoms @ _rotations(group) % _FINE @ _UNITS).tolist()
+
+
+def _split(place: int) -> tuple[int, int, int]:
+    return place % _WIDE, place // _WIDE % _WIDE, place // _WIDE**2
+
+
+@cache
+def _generic() -> np.ndarray:
+    """Parameters of each copy of each position, with nothing in common."""
+    return np.random.default_rng(0).integers(_FINE, size=(MOST_POSITIONS, ANY, 3))
 
 
 @cache
