@@ -187,9 +187,13 @@ def _leaves(max_atoms: int, group: int, counts: Counts, rest: int, exact: bool, 
 
 def _parts(n: int, number: int, least: int = 1) -> Iterator[Counts]:
     """All ways to write n as a sum of so many numbers, in rising order."""
-    if not number and not n:
-        yield ()
-    for first in range(least, n // number + 1 if number else least):
+    if number < 2:
+        if number and n >= least:
+            yield (n,)
+        elif not number and not n:
+            yield ()
+        return
+    for first in range(least, n // number + 1):
         for others in _parts(n - first, number - 1, first):
             yield first, *others
 

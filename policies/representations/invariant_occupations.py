@@ -7,7 +7,7 @@ from functools import cache
 
 from policies.representations.elbow_room import rooms
 from policies.representations.orbit_tables import ANY, tables
-from policies.representations.patterns import Elements, Pattern, always_kept, kept, pins
+from policies.representations.patterns import Elements, Pattern, always_kept, kept, pinned, pins
 
 Counts = tuple[int, ...]
 
@@ -27,21 +27,21 @@ def smallest_free(max_atoms: int, group: int) -> int:
 
 def makeable(max_atoms: int, group: int, counts: Counts) -> bool:
     """Whether a group's positions can hold so many atoms of each of some elements."""
-    return _held(max_atoms, group, (), 0, ANY, tuple(sorted(c for c in counts if c)))
+    return _held(max_atoms, group, 0, 0, ANY, tuple(sorted(c for c in counts if c)))
 
 
-def _held(max_atoms: int, group: int, used: tuple[int, ...], first: int, cap: int, others: Counts) -> bool:
-    """Whether the positions that are not used up can hold the counts, the first on positions of up to `cap` atoms."""
-    free = _parts(max_atoms, group, ())[0]
-    return _sum_up(free, first, cap, others) or _fillable(*_parts(max_atoms, group, tuple(sorted(used))), first, cap,
-                                                          tuple(sorted(others)))
+def _held(max_atoms: int, group: int, used: int, first: int, cap: int, others: Counts) -> bool:
+    """Whether the positions that are not used up, as bits, can hold the counts (sorted), the first on positions of up
+    to `cap` atoms."""
+    free, fixed = _parts(max_atoms, group, used)
+    return _sum_up(free, first, cap, others) or (bool(fixed) and _fillable(free, fixed, first, cap, others))
 
 
 @cache
-def _parts(max_atoms: int, group: int, used: tuple[int, ...]) -> tuple[Counts, Counts]:
+def _parts(max_atoms: int, group: int, used: int) -> tuple[Counts, Counts]:
     """The atoms of the positions that can be occupied again and again, each once, and of those left that cannot."""
     table = atoms_of(max_atoms, group)
-    fixed = sorted(m for i, (m, again) in enumerate(table) if not again and i not in used)
+    fixed = sorted(m for i, (m, again) in enumerate(table) if not again and not used >> i & 1)
     return tuple(sorted({m for m, again in table if again})), tuple(fixed)
 
 
@@ -183,16 +183,18 @@ def _can_have(max_atoms: int, group: int, finished: Elements, current: Counts, f
     """
     if not first and others:
         return _can_have(max_atoms, group, finished, (), others[-1], ANY, others[:-1], fresh)
+    used = _used(finished, current)
+    if pinned(group, finished):
+        return _held(max_atoms, group, used, first, cap, _with(others, fresh))
+    if _can_be_pinned(max_atoms, group, used, current, first, cap, others, fresh):
+        return True
     left = kept(group, finished)
-    used = (*(i for sites in finished for i in sites), *current)
     if left == 1:
         return _held(max_atoms, group, used, first, cap, _with(others, fresh))
     if not first and not fresh:
         return False
     if left & _certain(max_atoms, group, current, max(first, fresh, *others[-1:])) != 1:
         return False
-    if _can_be_pinned(max_atoms, group, used, current, first, cap, others, fresh):
-        return True
     if first:
         return any(_can_have(max_atoms, group, *_after(finished, current, i, first - m, m), others, fresh) for i, m in
                    _steps(max_atoms, group, finished, current, first, cap, _with(others, fresh)))
@@ -229,25 +231,41 @@ def _with(counts: Counts, one: int) -> Counts:
 def _steps(max_atoms: int, group: int, finished: Elements, current: Counts, first: int, cap: int, others: Counts
            ) -> Iterator[tuple[int, int]]:
     """(position, its atoms) for those positions that leave what can be completed, the least symmetric first."""
-    used = (*(i for sites in finished for i in sites), *current)
+    used, most = _used(finished, current), min(first, cap)
     table = atoms_of(max_atoms, group)
     for i in reversed(range(len(table))):
         m, again = table[i]
-        if (m <= min(first, cap) and (again or i not in used)
-                and _held(max_atoms, group, used if again else (*used, i), first - m, m, others)):
+        if (m <= most and (again or not used >> i & 1)
+                and _held(max_atoms, group, used if again else used | 1 << i, first - m, m, others)):
             yield i, m
 
 
-def _can_be_pinned(max_atoms: int, group: int, used: Counts, current: Counts, first: int, cap: int, others: Counts,
+def _used(finished: Elements, current: Counts) -> int:
+    """The positions that are occupied, as bits."""
+    used = 0
+    for sites in (*finished, current):
+        for i in sites:
+            used |= 1 << i
+    return used
+
+
+@cache
+def _pins(max_atoms: int, group: int) -> tuple[tuple[int, int, bool], ...]:
+    """The positions that pin the group, and `atoms_of` each."""
+    table = enumerate(atoms_of(max_atoms, group))
+    return tuple((i, m, again) for i, (m, again) in table if m <= max_atoms and pins()[group][i])
+
+
+def _can_be_pinned(max_atoms: int, group: int, used: int, current: Counts, first: int, cap: int, others: Counts,
                    fresh: int) -> bool:
     """Whether an element that is still to come can have its only site on a position that pins the group: the way of
     most."""
     whole = others if current or not first else _with(others, first)  # elements without sites so far
     begun = first if current else 0
-    for i, (m, again) in enumerate(atoms_of(max_atoms, group)):
-        if not pins()[group][i] or (not again and i in used):
+    for i, m, again in _pins(max_atoms, group):
+        if not again and used >> i & 1:
             continue
-        taken = used if again else (*used, i)
+        taken = used if again else used | 1 << i
         if m in whole:
             j = whole.index(m)
             if _held(max_atoms, group, taken, begun, cap, _with((*whole[:j], *whole[j + 1 :]), fresh)):

@@ -277,24 +277,25 @@ def _along(free: np.ndarray, start: np.ndarray, along: np.ndarray, grid: np.ndar
             free[at] &= _STEPS[along[at, i]] == apart[:, None]
     first, step = start[each, k], along[each, k]
     # Coordinate c is met at t = c - first or, backwards, first - c: a window of what is free, twice in a row.
-    back = step < 0
-    twice = np.concatenate([np.where(back[:, None], free[:, ::-1], free)] * 2, 1)
+    back = step == -1
+    free[back] = free[back, ::-1]
     begin = np.where(back, Q - 1 - first, -first) % Q
-    found = np.lib.stride_tricks.sliding_window_view(twice, Q, axis=1)[each, begin]
-    n = np.flatnonzero(abs(step) != 1)
+    found = np.stack([row[i : i + Q] for row, i in zip(np.concatenate([free, free], 1), begin.tolist(), strict=True)])
+    still, n = np.flatnonzero(step == 0), np.flatnonzero(abs(step) > 1)
+    found[still], found[n] = False, False
+    found[still, first[still]] = free[still].any(1)
     if len(n):
-        found[n] = False
         row, j = free[n].nonzero()
         found[n[row], (first[n[row]] + step[n[row]] * j) % Q] = True
     return found
 
 
 def _any_by(which: np.ndarray, found: np.ndarray, n: int) -> np.ndarray:
-    """(n, K) bool: whether any of the rows i of found (N, K) with which[i] = row, in rising order, has it."""
-    some = np.zeros((n, found.shape[1]), bool)
+    """(n, Q) bool: whether any of the rows i of found (N, Q) with which[i] = row, in rising order, has it."""
+    some = np.zeros((n, Q), bool)
     if len(which):
         first = np.flatnonzero(np.diff(which, prepend=-1))
-        some[which[first]] = np.logical_or.reduceat(found, first)
+        some[which[first]] = np.bitwise_or.reduceat(found.view(np.int64), first).view(bool)  # eight at once
     return some
 
 

@@ -85,18 +85,26 @@ def always_kept(group: int) -> tuple[int, ...]:
 
 @cache
 def _pinned(group: int, pattern: Pattern) -> bool:
+    return pinned(group, _elements(pattern))
+
+
+def pinned(group: int, elements: Elements) -> bool:
     """Whether one element's only site has the group by itself: the whole then has it too, whatever the others are."""
-    labels = [label for _, label in pattern]
-    return any(pins()[group][index] and labels.count(label) == 1 for index, label in pattern)
+    alone = pins()[group]
+    return any(len(sites) == 1 and alone[sites[0]] for sites in elements)
 
 
 @cache
 def _has_group(group: int, pattern: Pattern) -> bool:
     """Whether all that keeps the sites of every element are the operations of the group."""
+    return kept(group, _elements(pattern)) == 1
+
+
+def _elements(pattern: Pattern) -> Elements:
     elements: dict[int, list[int]] = {}
     for index, label in pattern:
         elements.setdefault(label, []).append(index)
-    return kept(group, tuple(sorted(tuple(sorted(sites)) for sites in elements.values()))) == 1
+    return tuple(sorted(tuple(sorted(sites)) for sites in elements.values()))
 
 
 @cache
