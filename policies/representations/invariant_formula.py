@@ -175,8 +175,10 @@ def _leaves(max_atoms: int, group: int, counts: Counts, rest: int, exact: bool, 
         return False
     if not group:
         return True
-    if not makeable(max_atoms, group, counts[-1:]):
+    if not _alone(max_atoms, group)[counts[-1]]:
         return False  # quickly found, and so for most of those that are not
+    if exact and more < 2:
+        return makeable(max_atoms, group, (*counts, rest))
     if exact:
         return any(makeable(max_atoms, group, (*counts, *parts)) for parts in _parts(rest, max(more, min(rest, 1))))
     if rest < more * smallest_free(max_atoms, group):
@@ -185,15 +187,18 @@ def _leaves(max_atoms: int, group: int, counts: Counts, rest: int, exact: bool, 
     return makeable(max_atoms, group, counts)
 
 
+@cache
+def _alone(max_atoms: int, group: int) -> list[bool]:
+    """By number whether so many atoms of one element can be made in a group."""
+    t = tables(max_atoms)
+    return t.reach[t.base[group]].tolist()
+
+
 def _parts(n: int, number: int, least: int = 1) -> Iterator[Counts]:
     """All ways to write n as a sum of so many numbers, in rising order."""
-    if number < 2:
-        if number and n >= least:
-            yield (n,)
-        elif not number and not n:
-            yield ()
-        return
-    for first in range(least, n // number + 1):
+    if not number and not n:
+        yield ()
+    for first in range(least, n // number + 1 if number else least):
         for others in _parts(n - first, number - 1, first):
             yield first, *others
 

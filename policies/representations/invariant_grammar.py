@@ -88,7 +88,7 @@ class InvariantState(State):
         for phase, allow in ((FORMULA, self._formula), (COUNT, self._counts), (HALL, self._groups),
                              (CELL, self._cells), (ELEMENT, self._elements),
                              (MULTIPLICITY, self._multiplicities), (COORDINATE, self._coordinates)):
-            rows = np.flatnonzero(self.phase == phase)
+            rows = (self.phase == phase).nonzero()[0]
             if len(rows):
                 allow(mask, rows)
         return torch.from_numpy(mask)
@@ -143,7 +143,7 @@ class InvariantState(State):
         for phase, take in ((FORMULA, self._take_formula), (COUNT, self._take_count), (HALL, self._take_group),
                             (CELL, self._take_cell), (ELEMENT, self._take_element),
                             (MULTIPLICITY, self._take_multiplicity), (COORDINATE, self._take_coordinate)):
-            rows = np.flatnonzero(before == phase)
+            rows = (before == phase).nonzero()[0]
             if len(rows):
                 take(rows, came[rows])
 

@@ -170,7 +170,9 @@ def fits(max_atoms: int, group: int, counts: Counts, sides: tuple[float, ...]) -
 def can_have(max_atoms: int, group: int, counts: Counts, fresh: int = 0) -> bool:
     """Whether so many atoms of some elements, and `fresh` more of elements not yet chosen, can have the group and no
     more symmetry."""
-    return _can_have(max_atoms, group, (), (), 0, ANY, tuple(sorted(counts)), fresh)
+    counts = tuple(sorted(counts))
+    return _can_be_pinned(max_atoms, group, 0, (), 0, ANY, counts, fresh) or _can_have(
+        max_atoms, group, (), (), 0, ANY, counts, fresh)
 
 
 @cache

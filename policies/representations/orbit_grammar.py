@@ -97,7 +97,7 @@ class OrbitsState(State):
         mask[:, PAD] = self.phase == ENDED
         for phase, allow in ((GROUP, self._groups), (CELL, self._cells), (ORBIT, self._orbits),
                              (ELEMENT, self._elements), (COORDINATE, self._coordinates)):
-            rows = np.flatnonzero(self.phase == phase)
+            rows = (self.phase == phase).nonzero()[0]
             if len(rows):
                 allow(mask, rows)
         return torch.from_numpy(mask)
@@ -253,7 +253,7 @@ class OrbitsState(State):
         before, came = self.phase.copy(), tokens.numpy()
         for phase, take in ((GROUP, self._take_group), (CELL, self._take_cell), (ORBIT, self._take_orbit),
                             (ELEMENT, self._take_element), (COORDINATE, self._take_coordinate)):
-            rows = np.flatnonzero(before == phase)
+            rows = (before == phase).nonzero()[0]
             if len(rows):
                 take(rows, came[rows])
 

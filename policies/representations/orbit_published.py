@@ -114,7 +114,7 @@ class PublishedState(OrbitsState):
         mask[:, PAD] = self.phase == ENDED
         for phase, allow in ((GROUP, self._groups), (ELEMENT, self._next_elements), (COUNT, self._counts),
                              (ORBIT, self._next_orbits), (COORDINATE, self._coordinates), (CELL, self._cells)):
-            rows = np.flatnonzero(self.phase == phase)
+            rows = (self.phase == phase).nonzero()[0]
             if len(rows):
                 allow(mask, rows)
         return torch.from_numpy(mask)
@@ -145,7 +145,7 @@ class PublishedState(OrbitsState):
         before, came = self.phase.copy(), tokens.numpy()
         for phase, take in ((GROUP, self._take_group), (ELEMENT, self._take_formula), (COUNT, self._take_count),
                             (ORBIT, self._take_site), (COORDINATE, self._take_parameter), (CELL, self._take_length)):
-            rows = np.flatnonzero(before == phase)
+            rows = (before == phase).nonzero()[0]
             if len(rows):
                 take(rows, came[rows])
 
