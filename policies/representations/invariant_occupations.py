@@ -170,12 +170,9 @@ def fits(max_atoms: int, group: int, counts: Counts, sides: tuple[float, ...]) -
 def can_have(max_atoms: int, group: int, counts: Counts, fresh: int = 0) -> bool:
     """Whether so many atoms of some elements, and `fresh` more of elements not yet chosen, can have the group and no
     more symmetry."""
-    counts = tuple(sorted(counts))
-    return _can_be_pinned(max_atoms, group, 0, (), 0, ANY, counts, fresh) or _can_have(
-        max_atoms, group, (), (), 0, ANY, counts, fresh)
+    return _can_have(max_atoms, group, (), (), 0, ANY, tuple(sorted(counts)), fresh)
 
 
-@cache
 def _can_have(max_atoms: int, group: int, finished: Elements, current: Counts, first: int, cap: int, others: Counts,
               fresh: int) -> bool:
     """Whether sites can be completed such that they have the group and no more symmetry.
@@ -183,25 +180,31 @@ def _can_have(max_atoms: int, group: int, finished: Elements, current: Counts, f
     finished: positions of the elements that get no more sites. current: those of the one that gets `first` more atoms
     on positions of up to `cap`. others, fresh: see `can_have`.
     """
-    if not first and others:
-        return _can_have(max_atoms, group, finished, (), others[-1], ANY, others[:-1], fresh)
     used = _used(finished, current)
     if pinned(group, finished):
         return _held(max_atoms, group, used, first, cap, _with(others, fresh))
-    if _can_be_pinned(max_atoms, group, used, current, first, cap, others, fresh):
-        return True
+    return (_can_be_pinned(max_atoms, group, used, current, first, cap, others, fresh)
+            or _unpinned(max_atoms, group, finished, current, first, cap, others, fresh))
+
+
+@cache
+def _unpinned(max_atoms: int, group: int, finished: Elements, current: Counts, first: int, cap: int, others: Counts,
+              fresh: int) -> bool:
+    """`_can_have` where no element has, or can get, its only site on a position that pins the group."""
+    if not first and others:
+        return _unpinned(max_atoms, group, finished, (), others[-1], ANY, others[:-1], fresh)
     left = kept(group, finished)
     if left == 1:
-        return _held(max_atoms, group, used, first, cap, _with(others, fresh))
+        return _held(max_atoms, group, _used(finished, current), first, cap, _with(others, fresh))
     if not first and not fresh:
         return False
     if left & _certain(max_atoms, group, current, max(first, fresh, *others[-1:])) != 1:
         return False
     if first:
-        return any(_can_have(max_atoms, group, *_after(finished, current, i, first - m, m), others, fresh) for i, m in
+        return any(_unpinned(max_atoms, group, *_after(finished, current, i, first - m, m), others, fresh) for i, m in
                    _steps(max_atoms, group, finished, current, first, cap, _with(others, fresh)))
     # Every site a new element: the way to the least symmetry.
-    return any(_can_have(max_atoms, group, _in_order([*finished, (i,)]), (), 0, ANY, (), fresh - m)
+    return any(_unpinned(max_atoms, group, _in_order([*finished, (i,)]), (), 0, ANY, (), fresh - m)
                for i, m in _steps(max_atoms, group, finished, (), fresh, ANY, ()))
 
 
