@@ -67,11 +67,10 @@ def _sum_up(parts: Counts, first: int, cap: int, others: Counts) -> bool:
     """Whether all counts are sums of parts, each as often as one likes, the first of parts of up to `cap`."""
     if not _sums(parts, cap) >> first & 1:
         return False
-    reached = _sums(parts, ANY)
+    wanted = 0
     for c in others:
-        if not reached >> c & 1:
-            return False
-    return True
+        wanted |= 1 << c
+    return not wanted & ~_sums(parts, ANY)
 
 
 @cache
