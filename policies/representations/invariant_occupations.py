@@ -25,6 +25,7 @@ def smallest_free(max_atoms: int, group: int) -> int:
     return min(m for m, again in atoms_of(max_atoms, group) if again)
 
 
+@cache
 def makeable(max_atoms: int, group: int, counts: Counts) -> bool:
     """Whether a group's positions can hold so many atoms of each of some elements."""
     return _held(max_atoms, group, 0, 0, ANY, tuple(sorted(c for c in counts if c)))
@@ -98,9 +99,9 @@ def choices(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int
     current = tuple(sorted(i for i, other in pattern if other == label))
     others = tuple(sorted(rest[1:]))
     possible = [*_steps(max_atoms, group, finished, current, rest[0], cap, others)]
-    return (tuple(i for i, _ in possible),
-            tuple(i for i, m in possible if _can_have(
-                max_atoms, group, *_after(finished, current, i, rest[0] - m, m), others, 0)))
+    proper = [i for i, m in possible if pinned(group, finished) or _can_have(
+        max_atoms, group, *_after(finished, current, i, rest[0] - m, m), others, 0)]
+    return tuple(i for i, _ in possible), tuple(proper)
 
 
 def clipped(max_atoms: int, group: int, rest: Counts, room: Sequence[int]) -> Counts:
@@ -133,6 +134,7 @@ def needed(max_atoms: int, group: int, rest: Counts, room: Counts, i: int) -> tu
     return tuple(j for j in others if not _lasts(max_atoms, group, rest, room, i, (j,))), others
 
 
+@cache
 def points(max_atoms: int, group: int, rest: Counts, room: Counts) -> Counts:
     """The points (positions) that may have to be occupied."""
     return tuple(j for j, (m, again) in enumerate(atoms_of(max_atoms, group))
@@ -141,21 +143,27 @@ def points(max_atoms: int, group: int, rest: Counts, room: Counts) -> Counts:
 
 def _lasts(max_atoms: int, group: int, rest: Counts, room: Counts, i: int, without: Counts = ()) -> bool:
     """Whether there is room for what is left after a site on position i, without some positions."""
-    table = atoms_of(max_atoms, group)
-    free, few = _free_and_few(max_atoms, group, room)
-    m, others = table[i][0], rest[1:]
-    if _sum_up(free, rest[0] - m, m, others):
-        return True
-    fixed = [table[j][0] for j in few if j not in without for _ in range(room[j] - (j == i))]
-    return _fillable(free, tuple(sorted(fixed)), rest[0] - m, m, tuple(sorted(others)))
+    free, fixed = _room(max_atoms, group, room, without)
+    return _enough(free, fixed, atoms_of(max_atoms, group)[i][0], 0 < room[i] < ANY and i not in without, rest)
 
 
 @cache
-def _free_and_few(max_atoms: int, group: int, room: Counts) -> tuple[Counts, Counts]:
-    """The atoms of positions with room for any number of sites, each once, and the positions with room for some."""
-    table = atoms_of(max_atoms, group)
-    return (tuple(sorted({m for (m, _), some in zip(table, room, strict=True) if some == ANY})),
-            tuple(j for j, some in enumerate(room) if 0 < some < ANY))
+def _room(max_atoms: int, group: int, room: Counts, without: Counts) -> tuple[Counts, Counts]:
+    """The atoms of positions with room for any number of sites, each once, and of those with room for some, each for
+    every site."""
+    table = [(m, some) for (m, _), some in zip(atoms_of(max_atoms, group), room, strict=True)]
+    return (tuple(sorted({m for m, some in table if some == ANY})),
+            tuple(sorted(m for j, (m, some) in enumerate(table) if 0 < some < ANY and j not in without
+                         for _ in range(some))))
+
+
+@cache
+def _enough(free: Counts, fixed: Counts, m: int, once: bool, rest: Counts) -> bool:
+    """Whether positions (see `_fillable`) hold what is left after a site of m atoms. once: it was one of the fixed."""
+    if once:
+        at = fixed.index(m)
+        fixed = (*fixed[:at], *fixed[at + 1 :])
+    return _fillable(free, fixed, rest[0] - m, m, tuple(sorted(rest[1:])))
 
 
 @cache
@@ -166,6 +174,7 @@ def fits(max_atoms: int, group: int, counts: Counts, sides: tuple[float, ...]) -
                for i, (m, _) in enumerate(atoms_of(max_atoms, group)))
 
 
+@cache
 def can_have(max_atoms: int, group: int, counts: Counts, fresh: int = 0) -> bool:
     """Whether so many atoms of some elements, and `fresh` more of elements not yet chosen, can have the group and no
     more symmetry."""
@@ -237,10 +246,14 @@ def _steps(max_atoms: int, group: int, finished: Elements, current: Counts, firs
     """(position, its atoms) for those positions that leave what can be completed, the least symmetric first."""
     used, most = _used(finished, current), min(first, cap)
     table = atoms_of(max_atoms, group)
+    held: dict[tuple[int, bool], bool] = {}  # of positions with as many atoms any leaves the same
     for i in reversed(range(len(table))):
         m, again = table[i]
-        if (m <= most and (again or not used >> i & 1)
-                and _held(max_atoms, group, used if again else used | 1 << i, first - m, m, others)):
+        if m > most or (used >> i & 1 and not again):
+            continue
+        if (m, again) not in held:
+            held[m, again] = _held(max_atoms, group, used if again else used | 1 << i, first - m, m, others)
+        if held[m, again]:
             yield i, m
 
 
@@ -266,9 +279,11 @@ def _can_be_pinned(max_atoms: int, group: int, used: int, current: Counts, first
     most."""
     whole = others if current or not first else _with(others, first)  # elements without sites so far
     begun = first if current else 0
+    tried = set()
     for i, m, again in _pins(max_atoms, group):
-        if not again and used >> i & 1:
+        if (m, again) in tried or (used >> i & 1 and not again):
             continue
+        tried.add((m, again))
         taken = used if again else used | 1 << i
         if m in whole:
             j = whole.index(m)
