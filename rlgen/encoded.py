@@ -17,7 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 from policies.prompts import PromptTable
 from policies.representations import make
+from policies.representations.symmetry import SYMPRECS
 from rlgen.conditions import ALWAYS, Category, crystal_system
+from rlgen.counters import drain
 from rlgen.data import Record, cache_dir
 from rlgen.data.cache import write_aside
 from rlgen.data.progress import bar
@@ -25,17 +27,19 @@ from rlgen.properties import symmetry
 from rlgen.types import CrystalError, UserError
 
 #: Raise when what is cached for a crystal changes.
-VERSION = "3"
+VERSION = "4"
 KINDS = ("parse", "chemistry", "geometry", "symmetry")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One split. ids: the tokens after the prompt of each of M crystals. failures: how many could not be written."""
+    """One split. ids: the tokens after the prompt of each of M crystals. failures: how many could not be written, by
+    kind. symprecs: how many were symmetrised at another tolerance (Å) than the first."""
 
     ids: list[np.ndarray]
     prompts: PromptTable
     failures: Counter[str]
+    symprecs: Counter[float]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -111,7 +115,8 @@ def encode(records: Sequence[Record], representation: Any, labels: Mapping[str, 
         properties["crystal_system"] = np.array([crystal_system(group) for group in arrays["space_group"].tolist()])
     return Encoded(np.split(arrays["ids"], split),
                    PromptTable.of(arrays["space_group"], np.split(arrays["numbers"], atoms), properties),
-                   Counter({k: int(n) for k, n in zip(KINDS, arrays["failures"], strict=True) if n}))
+                   Counter({k: int(n) for k, n in zip(KINDS, arrays["failures"], strict=True) if n}),
+                   Counter({k: int(n) for k, n in zip(SYMPRECS, arrays["symprecs"], strict=True) if n}))
 
 
 def _key(records: Sequence[Record], representation: Any) -> str:
@@ -126,7 +131,7 @@ def _key(records: Sequence[Record], representation: Any) -> str:
 def _encode_all(records: Sequence[Record], representation: Any, processes: int) -> dict[str, np.ndarray]:
     chunks = [(representation.name, representation.parameters, records[i : i + 256])
               for i in range(0, len(records), 256)]
-    rows, failures = [], Counter[str]()
+    rows, failures, symprecs = [], Counter[str](), Counter[str]()
     with bar(f"writing crystals as {representation.name}", len(records)) as progress:
         # One chunk is not worth starting processes for. "spawn": torch's threads do not survive a fork.
         if processes == 1 or len(chunks) == 1:
@@ -135,9 +140,10 @@ def _encode_all(records: Sequence[Record], representation: Any, processes: int) 
         else:
             pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
             results = pool.map(_encode_chunk, chunks)
-        for at, (encoded, failed) in enumerate(results):
+        for at, (encoded, failed, counted) in enumerate(results):
             rows += [(256 * at + i, *row) for i, *row in encoded]
             failures.update(failed)
+            symprecs.update(counted)
             progress.advance(len(encoded) + sum(failed.values()))
         if pool is not None:
             pool.shutdown()
@@ -147,12 +153,14 @@ def _encode_all(records: Sequence[Record], representation: Any, processes: int) 
             "kept": np.array(kept, np.int64),
             "space_group": np.array(groups, np.int16), "numbers": joined[1].astype(np.uint8),
             "n_atoms": np.array([len(n) for n in numbers], np.int64),
-            "failures": np.array([failures[k] for k in KINDS], np.int64)}
+            "failures": np.array([failures[k] for k in KINDS], np.int64),
+            "symprecs": np.array([symprecs[f"symprec/{k}"] for k in SYMPRECS], np.int64)}
 
 
 def _encode_chunk(task: tuple[str, dict[str, Any], Sequence[Record]]
-                  ) -> tuple[list[tuple[int, np.ndarray, int, np.ndarray]], Counter[str]]:
-    """(place, ids, space group, atomic numbers) of each crystal that can be written, and the failures by kind."""
+                  ) -> tuple[list[tuple[int, np.ndarray, int, np.ndarray]], Counter[str], Counter[str]]:
+    """(place, ids, space group, atomic numbers) of each crystal that can be written, the failures by kind, and what was
+    counted on the way."""
     name, parameters, records = task
     representation = make(name, **parameters)
     done, failed = [], Counter[str]()
@@ -166,7 +174,7 @@ def _encode_chunk(task: tuple[str, dict[str, Any], Sequence[Record]]
             failed[error.kind] += 1
     legal = allowed(representation, [ids for _, ids, _, _ in done])
     failed["geometry"] += len(done) - sum(legal)
-    return [row for row, fine in zip(done, legal, strict=True) if fine], failed
+    return [row for row, fine in zip(done, legal, strict=True) if fine], failed, drain()
 
 
 def allowed(representation: Any, sequences: list[np.ndarray]) -> list[bool]:

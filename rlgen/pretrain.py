@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from policies.model import CrystalPolicy
 from policies.representations import make
+from policies.representations.symmetry import SYMPRECS
 from policies.sampler import decode, sample
 from rlgen import card, checkpoint, data
 from rlgen.config import architecture, device_of, main, plain, resumed
@@ -173,6 +174,9 @@ def run(config: Any) -> None:
     for name, split in (("train", train), ("val", val)):
         if split.failures:
             print(f"{name}: left out because they cannot be written: {dict(split.failures)}")
+        if split.symprecs:
+            print(f"{name}: symmetrised at another tolerance than {SYMPRECS[0]} Å: " + ", ".join(
+                f"{n} at {symprec} Å" for symprec, n in split.symprecs.items()))
     trainer = Trainer(build(config, representation), config, device)
     if last is not None:
         trainer.load(last)

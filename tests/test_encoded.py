@@ -11,11 +11,11 @@ import torch
 from conftest import CRYSTALS
 from pymatgen.core import Element, Lattice, Structure
 
-from policies.representations import make
+from policies.representations import make, symmetry
 from rlgen import encoded
 from rlgen.data import Record
 from rlgen.encoded import Encoded, encode
-from rlgen.types import UserError
+from rlgen.types import CrystalError, UserError
 
 ATOMS = make("atoms", max_atoms=20)
 
@@ -159,6 +159,23 @@ def test_what_cannot_be_written_is_counted(records):
     assert split.failures == Counter(geometry=2, parse=1)
     assert [i.tolist() for i in split.ids] == [ATOMS.encode(r.structure) for r in records[:5]]
     assert encode([SHORT, *records[:3], LARGE, *records[3:5], LONG], ATOMS).failures == split.failures  # cached too
+
+
+def test_another_tolerance_is_counted(records, monkeypatch, tmp_path):
+    monkeypatch.setenv("RLGEN_CACHE", str(tmp_path))
+    canonical, seen = symmetry._canonical, []
+
+    def fails_once(dataset):
+        seen.append(dataset.symprec)
+        if len(seen) == 2:
+            raise CrystalError("symmetry", "made up")
+        return canonical(dataset)
+
+    monkeypatch.setattr(symmetry, "_canonical", fails_once)
+    orbits = make("orbits")
+    for _ in range(2):  # the second time from the cache
+        assert encode(records[:3], orbits).symprecs == Counter({0.1: 1})
+    assert seen == [0.01, 0.01, 0.1, 0.01]
 
 
 def test_nothing_that_can_be_written_is_the_users_mistake():

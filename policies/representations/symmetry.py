@@ -18,6 +18,7 @@ from pymatgen.core import DummySpecies, Lattice, Structure
 
 from policies.representations.quantiser import Q, quantise_coordinates
 from policies.representations.wyckoff import Position, operations, positions
+from rlgen.counters import count
 from rlgen.types import CrystalError
 
 #: Å, tried in turn. What is found at a looser or tighter one than the first is written in the group found there.
@@ -57,7 +58,10 @@ def symmetrise(structure: Structure) -> Symmetrised:
     failure = ""
     for symprec in SYMPRECS:
         try:
-            return _canonical(moyopy.MoyoDataset(cell, symprec=symprec, setting=_SETTING))
+            found = _canonical(moyopy.MoyoDataset(cell, symprec=symprec, setting=_SETTING))
+            if symprec != SYMPRECS[0]:
+                count(f"symprec/{symprec}")
+            return found
         except CrystalError as error:
             failure = error.message
         except BaseException as error:
