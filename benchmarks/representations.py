@@ -50,7 +50,7 @@ def measured(name: str, minutes: float, samples: int, output: Path) -> dict[str,
     few = call("sample", f"policy={run / 'policy'}", "n=1", f"output={output / f'{name}_sample'}")
     many = call("sample", f"policy={run / 'policy'}", f"n={samples}", f"output={output / f'{name}_samples'}")
     rate = (samples - 1) / (many - few)
-    call("evaluate", f"input={output / f'{name}_samples'}", "data=mp20", "relax_steps=60", "workers=1",
+    call("evaluate", f"input={output / f'{name}_samples'}", "data=mp20", "relax_steps=60", "workers=1", "real=null",
          f"output={output / f'{name}_judged'}")
     (judged,) = json.loads((output / f"{name}_judged" / "table.json").read_text()).values()
     card = dict(line.strip("| \n").split(" | ", 1) for line in (run / "policy" / "README.md").read_text().splitlines()

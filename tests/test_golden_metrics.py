@@ -14,12 +14,12 @@ import pandas as pd
 import pytest
 from golden_crystals import SAMPLES
 from pymatgen.analysis.structure_matcher import StructureMatcher
-from pymatgen.core import Element, Lattice, Structure
+from pymatgen.core import Composition, Element, Lattice, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from scipy.stats import wasserstein_distance
 
 from rewards.stability import Stability
-from rlgen import evaluation, fingerprints
+from rlgen import checks, evaluation, fingerprints
 from rlgen.coverage import Real
 from rlgen.crystal_index import CrystalIndex
 from rlgen.data import Record
@@ -178,6 +178,29 @@ def test_charge_neutrality_is_smacts(ours):
     assert ours.summary["neutral"].value == share(expected)
 
 
+@pytest.mark.parametrize("states", checks.OXIDATION_STATES)
+@pytest.mark.filterwarnings("ignore:This set of oxidation states is sourced from Wikipedia")
+def test_random_compositions_are_neutral_for_us_where_they_are_for_smact(states):
+    from smact.screening import smact_validity
+
+    rng, verdicts = np.random.default_rng(0), []
+    for _ in range(100):
+        chosen = rng.choice(np.arange(1, 95), rng.integers(1, 5), replace=False)
+        amounts = {Element.from_Z(int(z)): int(rng.integers(1, 6)) for z in chosen}
+        formula = Composition(amounts).reduced_formula
+        try:
+            verdicts.append(smact_validity(formula, oxidation_states_set=states))
+        except KeyError:  # an element that it does not know
+            verdicts.append(False)
+        assert checks._neutral(formula, states) == verdicts[-1], formula
+    assert 20 < sum(verdicts) < 90
+
+
+def test_many_elements_are_judged_at_once():
+    """smact tries some 10¹⁰ choices of oxidation states for these."""
+    assert checks._neutral("EuDyErLuTlSiSnMoPCSIClMnFeO2F", "icsd24")
+
+
 def test_unique_and_novel_are_mattergens(ours):
     valid = ours.samples["valid"].tolist()
     unique = first_of_their_kind(valid)
@@ -263,8 +286,6 @@ def test_coverage_is_cdvaes(ours):
 def test_settings_change_what_counts(ours):
     looser = evaluation.summarise(ours.samples, settings=MetricsConfig(metastable=0.12))
     assert looser["metastable"].value > ours.summary["metastable"].value
-    from rlgen import checks
-
     aluminate = next(s.crystal for s in SAMPLES if s.name == "charged perovskite")
     assert checks.charge_neutral(aluminate, "smact14") and not checks.charge_neutral(aluminate, "icsd24")
     assert Tolerance(0.1, 0.2, 3) != Tolerance()
