@@ -59,9 +59,9 @@ def _neutral(formula: str, oxidation_states: str) -> bool:
         elements = [Element(symbol) for symbol in amounts]
     except (KeyError, NameError):  # smact does not know it
         return False
-    known = [getattr(element, OXIDATION_STATES[oxidation_states]) for element in elements]
-    electronegativities = [element.pauling_eneg for element in elements]
-    if not all(known) or None in electronegativities:
+    known: list[list[int]] = [getattr(element, OXIDATION_STATES[oxidation_states]) for element in elements]
+    electronegativities = [e.pauling_eneg for e in elements if e.pauling_eneg is not None]
+    if not all(known) or len(electronegativities) < len(elements):
         return False
     # Cations are less electronegative than all anions: somewhere lies the border.
     for border in {*electronegativities, np.inf}:
