@@ -93,7 +93,8 @@ def fingerprints(structures: Sequence[Structure], advance: Any = None) -> tuple[
         try:
             sites.append(site_fingerprint(structure))
             kept.append(i)
-        except (ValueError, RuntimeError, ZeroDivisionError):  # CrystalNN where no polyhedron closes around an atom
+        # CrystalNN where no polyhedron closes around an atom; and where it knows no radius, as of berkelium.
+        except (ValueError, RuntimeError, ZeroDivisionError, TypeError):
             pass
         if advance is not None:
             advance()

@@ -19,7 +19,7 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from scipy.stats import wasserstein_distance
 
 from rewards.stability import Stability
-from rlgen import checks, evaluation, fingerprints
+from rlgen import checks, coverage, evaluation, fingerprints
 from rlgen.coverage import Real
 from rlgen.crystal_index import CrystalIndex
 from rlgen.data import Record
@@ -281,6 +281,12 @@ def test_coverage_is_cdvaes(ours):
     recall = covered(real_sites, real_compositions, sites, compositions)
     assert ours.summary["cov_precision"].value == sum(precision) / TOTAL
     assert ours.summary["cov_recall"].value == np.mean(recall) and 0 < np.mean(recall) < 1
+
+
+def test_a_crystal_of_which_no_radius_is_known_has_no_fingerprint():
+    berkelium, salt = (Structure.from_spacegroup(225, Lattice.cubic(5.6), pair, [[0, 0, 0], [0.5, 0.5, 0.5]])
+                       for pair in (["Bk", "O"], ["Na", "Cl"]))  # fmt: skip
+    assert coverage.fingerprints([berkelium, salt])[2].tolist() == [1]
 
 
 def test_settings_change_what_counts(ours):
