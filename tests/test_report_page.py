@@ -14,11 +14,12 @@ import pytest
 from conftest import CRYSTALS
 from pymatgen.core import Structure
 
+from policies.representations.base import MAX_Z
 from rlgen import evaluation
 from rlgen.evaluation import Evaluation, summarise
 from rlgen.hull import Hull
 from rlgen.report import diagrams
-from rlgen.report.page import Page, best, curves
+from rlgen.report.page import Page, _element, best, curves
 from rlgen.types import CrystalError
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -101,6 +102,11 @@ def test_the_best_are_of_different_prototypes_first():
                           "prototype": ["a", "a", "b", "c", None]})  # fmt: skip
     assert best(table, crystals[:5]) == [1, 2, 0, 4]
     assert best(table, [CrystalError("parse", "")] * 5) == []
+
+
+def test_every_element_that_can_be_written_has_a_colour():
+    drawn = [_element(z) for z in range(1, MAX_Z + 1)]
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) and radius > 0 for _, colour, radius in drawn)
 
 
 def test_curves_are_thinned_and_leave_out_times(page, tmp_path):

@@ -208,7 +208,8 @@ def _element(z: int) -> list[Any]:
     from ase.data import covalent_radii
     from ase.data.colors import jmol_colors
 
-    red, green, blue = (round(255 * float(x)) for x in jmol_colors[z])
+    # Jmol's colours end at meitnerium, what policies may write does not.
+    red, green, blue = (round(255 * float(x)) for x in jmol_colors[min(z, len(jmol_colors) - 1)])
     return [Element.from_Z(z).symbol, f"#{red:02x}{green:02x}{blue:02x}", round(float(covalent_radii[z]), 2)]
 
 
