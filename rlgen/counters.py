@@ -20,9 +20,7 @@ def count(name: str, n: int = 1) -> None:
         _counts[name] += n
 
 
-def drain() -> Counter[str]:
-    """What was counted since the last call."""
+def drain(prefix: str = "") -> Counter[str]:
+    """What was counted since the last call, of the events whose name begins so; others are left."""
     with _lock:
-        drained = Counter(_counts)
-        _counts.clear()
-    return drained
+        return Counter({name: _counts.pop(name) for name in [*_counts] if name.startswith(prefix)})

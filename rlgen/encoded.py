@@ -159,9 +159,10 @@ def _encode_all(records: Sequence[Record], representation: Any, processes: int) 
 
 def _encode_chunk(task: tuple[str, dict[str, Any], Sequence[Record]]
                   ) -> tuple[list[tuple[int, np.ndarray, int, np.ndarray]], Counter[str], Counter[str]]:
-    """(place, ids, space group, atomic numbers) of each crystal that can be written, the failures by kind, and what was
-    counted on the way."""
+    """(place, ids, space group, atomic numbers) of each crystal that can be written, the failures by kind, and how many
+    were symmetrised at another tolerance."""
     name, parameters, records = task
+    drain("symprec/")  # what others symmetrised in this process is not of this chunk
     representation = make(name, **parameters)
     done, failed = [], Counter[str]()
     for i, record in enumerate(records):
@@ -174,7 +175,7 @@ def _encode_chunk(task: tuple[str, dict[str, Any], Sequence[Record]]
             failed[error.kind] += 1
     legal = allowed(representation, [ids for _, ids, _, _ in done])
     failed["geometry"] += len(done) - sum(legal)
-    return [row for row, fine in zip(done, legal, strict=True) if fine], failed, drain()
+    return [row for row, fine in zip(done, legal, strict=True) if fine], failed, drain("symprec/")
 
 
 def allowed(representation: Any, sequences: list[np.ndarray]) -> list[bool]:

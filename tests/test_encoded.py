@@ -12,7 +12,7 @@ from conftest import CRYSTALS
 from pymatgen.core import Element, Lattice, Structure
 
 from policies.representations import make, symmetry
-from rlgen import encoded
+from rlgen import counters, encoded
 from rlgen.data import Record
 from rlgen.encoded import Encoded, encode
 from rlgen.types import CrystalError, UserError
@@ -173,8 +173,12 @@ def test_another_tolerance_is_counted(records, monkeypatch, tmp_path):
 
     monkeypatch.setattr(symmetry, "_canonical", fails_once)
     orbits = make("orbits")
+    counters.drain()
+    counters.count("symprec/0.1", 5)  # of others in this process
+    counters.count("event")
     for _ in range(2):  # the second time from the cache
         assert encode(records[:3], orbits).symprecs == Counter({0.1: 1})
+    assert counters.drain() == {"event": 1}
     assert seen == [0.01, 0.01, 0.1, 0.01]
 
 

@@ -99,7 +99,8 @@ def choices(max_atoms: int, group: int, pattern: Pattern, rest: Counts, cap: int
     current = tuple(sorted(i for i, other in pattern if other == label))
     others = tuple(sorted(rest[1:]))
     possible = [*_steps(max_atoms, group, finished, current, rest[0], cap, others)]
-    proper = [i for i, m in possible if pinned(group, finished) or _can_have(
+    certain = pinned(group, finished)
+    proper = [i for i, m in possible if certain or _can_have(
         max_atoms, group, *_after(finished, current, i, rest[0] - m, m), others, 0)]
     return tuple(i for i, _ in possible), tuple(proper)
 
