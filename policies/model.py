@@ -183,6 +183,30 @@ class CrystalPolicy(PreTrainedModel):
                                     representation_version=representation.version,
                                     vocab_size=len(representation.vocabulary)))
 
+    def asked_for(self, representation: Any) -> CrystalPolicy:
+        """This policy with other properties to be asked for: its weights, and new embeddings of the properties' tokens.
+
+        UserError if `representation` writes crystals in another way, or this is a language model.
+        """
+        mine = self.representation
+        alike = (mine.layout, mine.written) == (representation.layout, representation.written)
+        if type(self) is not CrystalPolicy or not alike:
+            raise UserError("policy.start: cannot learn on from a language model, nor write in another way than it does: "
+                            f"{mine.name}, {mine.written}")
+        sizes = {name: getattr(self.config, name)
+                 for name in ("hidden_size", "layers", "heads", "intermediate_size", "dropout")}
+        policy, weights = CrystalPolicy.create(representation, **sizes), self.state_dict()
+        # A bin of another scale means another value: its embedding begins anew.
+        other = {token for name, scale in mine.conditions.items() if representation.conditions.get(name) != scale
+                 for token in scale.token_names(name)}
+        place = {token: i for i, token in enumerate(mine.vocabulary) if token not in other}
+        kept = [(new, place[token]) for new, token in enumerate(representation.vocabulary) if token in place]
+        embeddings = policy.embed.weight.detach().clone()
+        into, of = torch.tensor(kept).T
+        embeddings[into] = weights["embed.weight"][of]
+        policy.load_state_dict(weights | {"embed.weight": embeddings})
+        return policy
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             depth = 2 * self.config.layers if getattr(module, "ends_residual", False) else 1

@@ -245,10 +245,14 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def architecture(policy: Any) -> dict[str, Any]:
-    """The settings that count for a policy: those of a language model where one is named, else those of our own."""
-    language_model = ("path", "dtype", "lora_rank", "lora_alpha", "lora_dropout")
-    return {key: value for key, value in plain(policy).items()
-            if key.startswith("representation") or (key in language_model) == (policy.path is not None)}
+    """The settings that count for a policy: which one it learns on from, those of a language model, or sizes."""
+    language_model = {"path", "dtype", "lora_rank", "lora_alpha", "lora_dropout"}
+    given = plain(policy)
+    if policy.start is not None:
+        counting = {"start"}
+    else:
+        counting = language_model if policy.path is not None else set(given) - language_model - {"start"}
+    return {key: value for key, value in given.items() if key.startswith("representation") or key in counting}
 
 
 def device_of(name: str) -> torch.device:

@@ -125,9 +125,11 @@ def sample_metrics(policy: CrystalPolicy, train: Encoded, count: int, reference:
             "sample/novel": sum(not reference.contains(c) for c in valid) / count}
 
 
-def build(config: Any, representation: Any) -> CrystalPolicy:
-    """A randomly initialised policy of the configured size, or a language model to go on from."""
+def build(config: Any, representation: Any, start: CrystalPolicy | None) -> CrystalPolicy:
+    """What learns: the policy to go on from, a language model, or a new policy of the configured size."""
     torch.manual_seed(config.seed)
+    if start is not None:
+        return start.asked_for(representation)
     settings = {k: v for k, v in architecture(config.policy).items() if not k.startswith("representation")}
     if config.policy.path is None:
         return CrystalPolicy.create(representation, **settings)
@@ -136,20 +138,25 @@ def build(config: Any, representation: Any) -> CrystalPolicy:
     return HFPolicy.create(representation, **settings)
 
 
-def written(config: Any, dataset: data.Dataset) -> tuple[Any, Encoded, Encoded]:
+def written(config: Any, dataset: data.Dataset, start: CrystalPolicy | None) -> tuple[Any, Encoded, Encoded]:
     """The representation, with the scales of what it is to be asked for, and the splits to learn from and validate on.
     """
+    names = [name.strip() for name in config.conditions.split(",") if name.strip()]
     parameters = plain(config.policy.representation_parameters)
     given = parameters.pop("conditions", {})
-    names = [name.strip() for name in config.conditions.split(",") if name.strip()]
     if unused := sorted(set(given) - set(names)):
         raise UserError(f"policy.representation_parameters.conditions: {', '.join(unused)} is not in conditions=")
+    kept: dict[str, Any] = {}  # scales of what can be asked already
+    if start is not None:
+        parameters = start.representation.written | parameters
+        kept = {k: v for k, v in start.representation.parameters.get("conditions", {}).items() if k not in given}
     train, val = dataset.splits["train"], dataset.splits["val"]
     known = labels([*train, *val], names)  # together, so that a property has one source in both
     of_train, of_val = ({name: values[part] for name, values in known.items()}
                         for part in (slice(len(train)), slice(len(train), None)))
     if names:
-        parameters["conditions"] = scales(names, given, of_train)
+        fitted = scales([name for name in names if name not in kept], given, of_train)
+        parameters["conditions"] = {name: kept.get(name) or fitted[name] for name in names}
     try:
         representation = make(config.policy.representation, **parameters)
     except TypeError as error:  # a parameter that it does not have
@@ -170,14 +177,17 @@ def run(config: Any) -> None:
         torch.set_num_threads(config.threads)
     dataset = data.load(config.data, limit=config.limit)
     print(dataset.summary())
-    representation, train, val = written(config, dataset)
+    start = None
+    if config.policy.start is not None:
+        start, _ = CrystalPolicy.load(config.policy.start, config.policy.representation)
+    representation, train, val = written(config, dataset, start)
     for name, split in (("train", train), ("val", val)):
         if split.failures:
             print(f"{name}: left out because they cannot be written: {dict(split.failures)}")
         if split.symprecs:
             print(f"{name}: symmetrised at another tolerance than {SYMPRECS[0]} Å: " + ", ".join(
                 f"{n} at {symprec} Å" for symprec, n in split.symprecs.items()))
-    trainer = Trainer(build(config, representation), config, device)
+    trainer = Trainer(build(config, representation, start), config, device)
     if last is not None:
         trainer.load(last)
     reference = None

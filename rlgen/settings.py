@@ -15,6 +15,7 @@ class ArchitectureConfig:
     heads: int = 4
     intermediate_size: int = 352
     dropout: float = 0.1
+    start: str | None = None
     path: str | None = None
     dtype: str = "auto"
     lora_rank: int = 8

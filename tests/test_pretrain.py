@@ -331,3 +331,34 @@ def test_nothing_to_resume_is_said_without_a_traceback(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.strip() == f"rlgen.pretrain: resume={tmp_path}: no run there (config.yaml is missing)"
+
+
+# From a policy
+
+
+def test_a_policy_learns_on_and_can_be_asked_for_more(table, tmp_path):
+    """New properties change nothing that the policy says as long as nothing is known of them; what it had keeps its
+    scale and its embedding."""
+    given = [*SMALL, "representation=atoms", f"data={table}", "batch=4", "sample_every=0", "device=cpu"]
+    pretrain.run(load("pretrain", [*given, "steps=3", "conditions=density", f"output={tmp_path / 'one'}"]))
+    one, _ = CrystalPolicy.load(str(tmp_path / "one/policy"))
+    again = ["policy=trained", f"policy.start={tmp_path / 'one/policy'}", "representation=atoms",
+             "conditions=hhi_production,density"]
+    settings = load("pretrain", [*given[len(SMALL) + 1 :], *again, "steps=1", f"output={tmp_path / 'two'}"])
+    dataset = pretrain.data.load(settings.data)
+    representation, train, _ = pretrain.written(settings, dataset, one)
+    two = pretrain.build(settings, representation, one)
+    assert representation.conditions["density"] == one.representation.conditions["density"]
+    assert list(representation.conditions) == ["density", "hhi_production"]
+    for token in ("density[3]", "density?", "Na", "<eos>"):
+        old, new = one.representation.vocabulary.index(token), two.representation.vocabulary.index(token)
+        assert torch.equal(one.embed.weight[old], two.embed.weight[new])
+    assert two.config.hidden_size == 32
+    pretrain.run(settings)
+    three, prompts = CrystalPolicy.load(str(tmp_path / "two/policy"))
+    assert set(prompts.properties) == {"hhi_production", "density"} and three.config.layers == 2
+    assert "policy.start=" in (tmp_path / "two/policy/README.md").read_text()
+    with pytest.raises(UserError, match="write in another way"):
+        one.asked_for(make("atoms", max_atoms=7))
+    with pytest.raises(UserError, match="writes crystals as atoms, not orbits"):
+        pretrain.run(load("pretrain", [f"data={table}", *again[:2]]))
