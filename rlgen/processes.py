@@ -34,7 +34,7 @@ def join(config: Any, cpu: bool) -> None:
     if config.batch // config.algorithm.group_size < count():
         raise UserError(f"batch={config.batch} has fewer groups than there are processes ({count()})")
     if count() > 1 and config.algorithm.name == "trl":
-        raise UserError("algorithm=trl learns in one process; algorithm=grpo, rloo and ppo in several")
+        raise UserError("algorithm=trl learns in one process; the others in several")
     if count() > 1 and config.pipeline:
         raise UserError(f"pipeline={config.pipeline}: several processes learn strictly in turn; leave it at 0")
 

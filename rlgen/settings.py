@@ -79,6 +79,7 @@ class AlgorithmConfig:
     lam: float = 0.95
     cliprange_value: float = 0.2
     value_learning_rate: float = 1e-3
+    past: float = 1.0
     trl: dict[str, Any] = field(default_factory=dict)
 
 

@@ -19,7 +19,8 @@ from rlgen.types import UserError
 CPU = Accelerator(cpu=True)
 ALGORITHMS = {"grpo": {"learning_rate": 8e-3},
               "rloo": {"learning_rate": 8e-3, "loss_type": "dr_grpo"},
-              "ppo": {"learning_rate": 6e-3, "num_iterations": 2, "scale_rewards": "batch"}}
+              "ppo": {"learning_rate": 6e-3, "num_iterations": 2, "scale_rewards": "batch"},
+              "gvpo": {"learning_rate": 6e-3, "num_iterations": 2, "beta": 0.02}}
 
 
 def learner_of(name, policy, **changes):
@@ -73,6 +74,7 @@ def divergence(p, q):
         ("rloo", {"loss_type": "dr_grpo"}, 4),
         ("grpo", {"scale_rewards": "none"}, 256),  # with groups of n, GRPO's advantages are 1 - 1/n of RLOO's
         ("ppo", {"scale_rewards": "none", "minibatch": 128, "num_iterations": 1}, 1),
+        ("gvpo", {}, 4),
     ],
 )
 def test_the_best_policy_of_a_bandit_is_found(name, changes, group_size):
@@ -100,6 +102,31 @@ def test_equal_rewards_teach_nothing():
         stats, _ = update(learner, 0, np.full(32, 0.3))
         assert stats["policy/with_advantage"] == 0
         assert all(torch.equal(before[k], v) for k, v in learner.policy.state_dict().items())
+
+
+def test_gvpo_learns_from_what_any_policy_drew():
+    """Arms drawn uniformly, once, and learnt from for 150 passes: the best policy all the same."""
+    bandit, uniform = Bandit([0.0, 1.0, -1.0, 0.5]), Bandit([0.0] * 4)
+    best = best_policy(bandit)
+    learner = learner_of("gvpo", bandit, beta=BETA, learning_rate=0.02, num_iterations=150)
+    drawn = uniform.draw(256, torch.Generator().manual_seed(0), 8)
+    earned = REWARDS[drawn.ids[:, 1].numpy()]
+    stats = learner.update(drawn, earned, np.random.default_rng(0))
+    assert divergence(bandit.probabilities().double(), best) < 1e-3
+    assert stats["loss/policy"] > 0
+    again = learner.update(uniform.draw(256, torch.Generator().manual_seed(1), 8), earned, np.random.default_rng(0))
+    assert abs(again["policy/foresight"]) < 0.4  # of rewards that have nothing to do with what was drawn
+
+
+def test_gvpo_foresees_what_it_has_learnt():
+    """The correlation of what was expected of fresh samples with what they earned, before they are learnt from."""
+    bandit = Bandit([0.0, 0.5, -0.5, 0.0])
+    learner, seen = learner_of("gvpo", bandit, beta=BETA, learning_rate=0.02, num_iterations=10), []
+    for step in range(20):
+        drawn = bandit.draw(64, torch.Generator().manual_seed(step), 8)
+        stats = learner.update(drawn, REWARDS[drawn.ids[:, 1].numpy()], np.random.default_rng(step))
+        seen.append(stats["policy/foresight"])
+    assert seen[0] == 0 and seen[-1] > 0.95
 
 
 def test_the_value_head_learns_what_prompts_are_worth():
@@ -342,11 +369,13 @@ def test_scaling_moves_all_learning_rates():
         (["algorithm.scale_rewards=max"], "algorithm.scale_rewards=max; known: none, group, batch"),
         (["algorithm.loss_type=mean"], "algorithm.loss_type=mean; known: dapo, bnpo, grpo, dr_grpo"),
         (["algorithm.importance_sampling_level=crystal"], "known: token, sequence"),
-        (["algorithm.name=dpo"], "algorithm.name=dpo; known: grpo, rloo, ppo, trl"),
+        (["algorithm.name=dpo"], "algorithm.name=dpo; known: grpo, rloo, ppo, gvpo, trl"),
         (["algorithm.group_size=1"], "algorithm.group_size=1: must be at least 2"),
         (["batch=20"], "batch=20 is no multiple of algorithm.group_size=8"),
         (["algorithm.beta=0", "algorithm.target_kl=0.1"], "algorithm.beta is 0"),
         (["algorithm=ppo", "algorithm.scale_rewards=group"], "compares no groups"),
+        (["algorithm=gvpo", "algorithm.beta=0"], "must be above 0"),
+        (["algorithm=gvpo", "algorithm.beta_by_kind.element=0"], "must be above 0"),
         (["algorithm=trl", "algorithm.target_kl=0.1"], "algorithm.target_kl is not known to TRL"),
     ],
 )
@@ -355,7 +384,7 @@ def test_what_cannot_be_meant_is_told(arguments, says):
         check(load("finetune", arguments))
 
 
-@pytest.mark.parametrize("name", ["grpo", "rloo", "ppo", "trl"])
+@pytest.mark.parametrize("name", ["grpo", "rloo", "ppo", "gvpo", "trl"])
 def test_the_settings_of_every_algorithm_pass(name):
     config = load("finetune", [f"algorithm={name}"])
     check(config)

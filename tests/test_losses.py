@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,8 +10,10 @@ from rlgen.algorithms.losses import (
     clipped_surrogate,
     clipped_value_loss,
     explained_variance,
+    foresight,
     gae,
     group_advantages,
+    group_regression,
     kl_k3,
     leave_one_out,
     ratios,
@@ -185,3 +188,22 @@ def test_what_a_token_counts_by_hand(loss_type, expected):
     weights = token_weights(mask, loss_type, tokens=5.0, longest=10)
     assert float((weights * values).sum()) == pytest.approx(expected)
     assert (weights[~mask] == 0).all()
+
+
+def test_group_regression_by_hand():
+    expected = torch.tensor([0.1, 0.3, 0.2, 1.0], requires_grad=True)
+    earned = torch.tensor([0.0, 1.0, 0.5, 0.7])
+    # Group of three: e - r = 0.1, -0.7, -0.3, mean -0.3, so 0.16, 0.16, 0 of mean 0.32 / 3. A group of one has none.
+    loss = group_regression(expected, earned, [3, 1])
+    assert float(loss) == pytest.approx(0.32 / 3)
+    loss.backward()
+    assert expected.grad.tolist() == pytest.approx([2 * 0.4 / 3, -2 * 0.4 / 3, 0.0, 0.0], abs=1e-6)
+
+
+def test_foresight_is_the_correlation_within_groups():
+    earned, group = np.array([0.0, 1.0, 5.0, 7.0]), np.array([0, 0, 1, 1])
+    # Without the means of the groups: ±0.5, ±1 and, of what was expected, ±0.5, ∓0.5.
+    assert foresight(np.array([1.0, 2.0, 4.0, 3.0]), earned, group) == pytest.approx(
+        (0.5 - 1.0) / math.sqrt(2.5 * 1.0))  # fmt: skip
+    assert foresight(earned + 3.0 * group, earned, group) == pytest.approx(1.0)
+    assert foresight(np.array([1.0, 1.0, 2.0, 2.0]), earned, group) == 0

@@ -346,7 +346,7 @@ def test_a_policy_learns_on_and_can_be_asked_for_more(table, tmp_path):
              "conditions=hhi_production,density"]
     settings = load("pretrain", [*given[len(SMALL) + 1 :], *again, "steps=1", f"output={tmp_path / 'two'}"])
     dataset = pretrain.data.load(settings.data)
-    representation, train, _ = pretrain.written(settings, dataset, one)
+    representation, *_ = pretrain.written(settings, dataset, one)
     two = pretrain.build(settings, representation, one)
     assert representation.conditions["density"] == one.representation.conditions["density"]
     assert list(representation.conditions) == ["density", "hhi_production"]

@@ -23,7 +23,7 @@ def settings(**changes):
             "importance_sampling_level": "token", "num_iterations": 1, "minibatch": 1000, "learning_rate": 3e-3,
             "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0, "beta_by_kind": {}, "use_bias_correction_kl": False,
             "target_kl": None, "entropy_coef": 0.0, "entropy_by_kind": {}, "max_grad_norm": 1.0, "temperature": 1.0,
-            "gamma": 1.0, "lam": 0.95, "cliprange_value": 0.2, "value_learning_rate": 1e-2}
+            "past": 1.0, "gamma": 1.0, "lam": 0.95, "cliprange_value": 0.2, "value_learning_rate": 1e-2}
     return SimpleNamespace(**(base | changes))
 
 
@@ -50,7 +50,7 @@ class Bandit(nn.Module):
         self.logits = nn.Parameter(torch.tensor(arms, dtype=torch.float32))
         half = len(arms) // 2
         self.representation = SimpleNamespace(
-            prompt_length=1, max_length=2, first={"low": 0, "high": half},
+            prompt_length=1, max_length=2, pad=0, first={"low": 0, "high": half},
             sizes={"low": half, "high": len(arms) - half}, prompt=lambda condition: [0],
             masks=lambda ids, conditions: torch.ones(len(ids), 1, len(arms), dtype=torch.bool))
 

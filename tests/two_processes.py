@@ -13,13 +13,14 @@ from rlgen.algorithms import make
 
 ALGORITHMS = {"grpo": {"beta": 0.1, "entropy_coef": 0.01, "target_kl": 0.05},
               "rloo": {"loss_type": "dr_grpo"},
-              "ppo": {"loss_type": "grpo", "scale_rewards": "batch"}}
+              "ppo": {"loss_type": "grpo", "scale_rewards": "batch"},
+              "gvpo": {"beta": 0.1, "target_kl": 0.05, "minibatch": 16}}
 
 
 def update(folder: Path, accelerator: Accelerator) -> None:
-    """Two passes over five minibatches of uneven size; the first process writes weights and scalars."""
+    """Two passes over minibatches (five of uneven size, unless said); the first process writes weights and scalars."""
     for name, changes in ALGORITHMS.items():
-        learner = make(settings(name=name, num_iterations=2, minibatch=7, **changes), tiny(), accelerator)
+        learner = make(settings(**{"name": name, "num_iterations": 2, "minibatch": 7} | changes), tiny(), accelerator)
         rollout = rollout_of(tiny(), 0)
         stats = learner.update(rollout, cubic_share(learner.policy, rollout), np.random.default_rng(0))
         if accelerator.is_main_process:

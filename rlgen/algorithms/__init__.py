@@ -1,4 +1,4 @@
-"""How rewards become updates of the policy: GRPO, RLOO and PPO in a loop of our own, and TRL's GRPOTrainer."""
+"""How rewards become updates of the policy: GRPO, RLOO, PPO and GVPO in a loop of our own, and TRL's GRPOTrainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from policies.model import CrystalPolicy
     from rlgen.algorithms.learner import Learner
 
-NAMES = ("grpo", "rloo", "ppo", "trl")
+NAMES = ("grpo", "rloo", "ppo", "gvpo", "trl")
 
 
 def check(config: Any) -> None:
@@ -29,21 +29,25 @@ def check(config: Any) -> None:
                         "a group with each other")
     if c.name == "ppo" and c.scale_rewards == "group":
         raise UserError("algorithm.scale_rewards=group: ppo compares no groups; known for it: batch, none")
+    if c.name == "gvpo" and any(value == 0 for value in (c.beta, *c.beta_by_kind.values())):
+        raise UserError("algorithm.beta and beta_by_kind must be above 0: gvpo fits rewards by beta · log(policy / "
+                        "pretrained)")
     if config.batch % c.group_size:
         raise UserError(f"batch={config.batch} is no multiple of algorithm.group_size={c.group_size}")
     if c.target_kl is not None and not (c.beta or c.beta_by_kind):
         raise UserError(f"algorithm.target_kl={c.target_kl} steers the weight of the KL, but algorithm.beta is 0")
     ours = [key for key in ("target_kl", "beta_by_kind", "entropy_by_kind") if c[key]]
     if c.name == "trl" and (config.stages or config.pipeline):
-        raise UserError("algorithm=trl takes neither stages= nor pipeline=; algorithm=grpo, rloo and ppo do")
+        raise UserError("algorithm=trl takes neither stages= nor pipeline=; the others do")
     if c.name == "trl" and ours:
-        raise UserError(f"algorithm.{ours[0]} is not known to TRL; algorithm=grpo, rloo and ppo have it")
+        raise UserError(f"algorithm.{ours[0]} is not known to TRL; the others have it")
 
 
 def make(config: Any, policy: CrystalPolicy, accelerator: Accelerator) -> Learner:
     """The learner that `algorithm.name` names, from the settings below `algorithm`."""
     from rlgen.algorithms.grpo import GRPO, RLOO
+    from rlgen.algorithms.gvpo import GVPO
     from rlgen.algorithms.ppo import PPO
 
-    learners: dict[str, type[GRPO] | type[RLOO] | type[PPO]] = {"grpo": GRPO, "rloo": RLOO, "ppo": PPO}
+    learners: dict[str, type[Learner]] = {"grpo": GRPO, "rloo": RLOO, "ppo": PPO, "gvpo": GVPO}
     return learners[config.name](policy, config, accelerator)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 
 from policies.sampler import Rollout
-from rlgen.algorithms.learner import Learner, Tokens
+from rlgen.algorithms.learner import Surrogate, Tokens
 from rlgen.algorithms.losses import group_advantages, leave_one_out
 
 
-class GRPO(Learner):
+class GRPO(Surrogate):
     """The baseline is the mean of the group, the unit its standard deviation, the batch's, or none (Dr. GRPO)."""
 
     def estimate(self, rollout: Rollout, rewards: torch.Tensor) -> Tokens:
@@ -20,7 +20,7 @@ class GRPO(Learner):
         return {"advantage": advantages[:, None].expand_as(rollout.mask)}
 
 
-class RLOO(Learner):
+class RLOO(Surrogate):
     """The baseline is the mean of the group's other samples (Ahmadian et al., arXiv 2402.14740)."""
 
     def estimate(self, rollout: Rollout, rewards: torch.Tensor) -> Tokens:

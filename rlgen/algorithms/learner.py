@@ -1,6 +1,7 @@
-"""What GRPO, RLOO and PPO share: the clipped surrogate over minibatches, the KL to a frozen policy, entropy, the state.
+"""What the algorithms of our own loop share: the policy, a frozen one it must not drift from, the optimiser, the state.
 
-They differ in `estimate`, which makes advantages of rewards. Log-probabilities, old, new and of the reference, all come
+GRPO, RLOO and PPO also share the clipped surrogate over minibatches, the KL in the loss and entropy; they differ in
+`estimate`, which makes advantages of rewards. Log-probabilities, old, new and of the reference, all come
 from the forward pass that sampled: inside the grammar, at the rollout's temperature. Left out: dropout (ratios would
 not start at 1), gradient accumulation and mixed precision (policies are small; `algorithm=trl` has both).
 """
@@ -36,38 +37,13 @@ class Learner(ABC):
         self.reference = copy.deepcopy(self.policy).requires_grad_(False)
         self.kinds = Kinds(policy.representation, accelerator.device)
         self.beta = self.kinds.weights(config.beta, config.beta_by_kind, "algorithm.beta_by_kind")
-        self.entropy_coef = self.kinds.weights(config.entropy_coef, config.entropy_by_kind, "algorithm.entropy_by_kind")
         self.kl_integral, self.beta_scale = 0.0, 1.0  # moved by `target_kl`
         self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.99),
                                            weight_decay=0.0)
 
     @abstractmethod
-    def estimate(self, rollout: Rollout, rewards: torch.Tensor) -> Tokens:
-        """"advantage" (B, T) of each token drawn from rewards (B,), and whatever else `other_loss` needs by token."""
-
-    def other_loss(self, hidden: torch.Tensor, tokens: Tokens, share: torch.Tensor, tally: Tally) -> torch.Tensor:
-        """What an algorithm adds to the loss of a step; share: (b, T), each token's share in a mean over the step."""
-        return hidden.new_zeros(())
-
     def update(self, rollout: Rollout, rewards: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
         """Learn from B scored sequences, the same on all processes; returns scalars for the log."""
-        c, world = self.config, self.accelerator.num_processes
-        device, size = self.accelerator.device, len(rewards)
-        tokens = {"mask": rollout.mask, "old": rollout.logprobs}
-        tokens |= self.estimate(rollout, torch.tensor(rewards, dtype=torch.float32, device=device))
-        steps = max(1, min(round(size / c.minibatch), size // world))
-        tally, taken = Tally(self.kinds), 0
-        for _ in range(c.num_iterations):
-            for rows in np.array_split(rng.permutation(size), steps):
-                self._step(rollout, tokens, torch.from_numpy(rows).to(device), tally,
-                           tokens_per_step=float(rollout.mask.sum()) / steps, first=taken == 0)
-                taken += 1
-        stats = tally.means(self.accelerator)
-        if c.target_kl is not None:
-            stats["policy/beta"] = c.beta * self.beta_scale
-            self.kl_integral, self.beta_scale = steered(self.kl_integral, stats["policy/kl"], c.target_kl)
-        with_advantage = (tokens["advantage"] * rollout.mask != 0).any(1)
-        return stats | {"policy/with_advantage": float(with_advantage.float().mean())}
 
     def save(self, folder: Path) -> None:
         """The policy, as a folder that can be sampled from, and everything else that learning goes on from."""
@@ -97,6 +73,64 @@ class Learner(ABC):
         for group in self.optimiser.param_groups:
             group["lr"] *= factor
 
+    def steer(self, stats: dict[str, float]) -> dict[str, float]:
+        """Move the weight of the KL towards `target_kl`, if there is one; returns the scalars with what it was."""
+        c = self.config
+        if c.target_kl is None:
+            return stats
+        stats = stats | {"policy/beta": c.beta * self.beta_scale}
+        self.kl_integral, self.beta_scale = steered(self.kl_integral, stats["policy/kl"], c.target_kl)
+        return stats
+
+    def descend(self, tally: Tally) -> None:
+        """One step of the optimiser along the gradient that all processes have accumulated."""
+        self._sum_gradients()
+        norms = [torch.nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
+                 for group in self.optimiser.param_groups]
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        tally.add_step("policy/grad_norm", norms[0] / self.accelerator.num_processes, self.accelerator)
+
+    def _sum_gradients(self) -> None:
+        """Over processes: each has divided by what all of them have, so that the sum is the gradient of the whole."""
+        if self.accelerator.num_processes > 1:
+            found = [p.grad for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
+            summed = self.accelerator.reduce(torch.cat([grad.reshape(-1) for grad in found]), "sum")
+            for grad, new in zip(found, summed.split([grad.numel() for grad in found]), strict=True):
+                grad.copy_(new.view_as(grad))
+
+
+class Surrogate(Learner):
+    """Ascends the clipped surrogate of advantages, less the KL."""
+
+    def __init__(self, policy: CrystalPolicy, config: Any, accelerator: Accelerator):
+        super().__init__(policy, config, accelerator)
+        self.entropy_coef = self.kinds.weights(config.entropy_coef, config.entropy_by_kind, "algorithm.entropy_by_kind")
+
+    @abstractmethod
+    def estimate(self, rollout: Rollout, rewards: torch.Tensor) -> Tokens:
+        """"advantage" (B, T) of each token drawn from rewards (B,), and whatever else `other_loss` needs by token."""
+
+    def other_loss(self, hidden: torch.Tensor, tokens: Tokens, share: torch.Tensor, tally: Tally) -> torch.Tensor:
+        """What an algorithm adds to the loss of a step; share: (b, T), each token's share in a mean over the step."""
+        return hidden.new_zeros(())
+
+    def update(self, rollout: Rollout, rewards: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+        c, world = self.config, self.accelerator.num_processes
+        device, size = self.accelerator.device, len(rewards)
+        tokens = {"mask": rollout.mask, "old": rollout.logprobs}
+        tokens |= self.estimate(rollout, torch.tensor(rewards, dtype=torch.float32, device=device))
+        steps = max(1, min(round(size / c.minibatch), size // world))
+        tally, taken = Tally(self.kinds), 0
+        for _ in range(c.num_iterations):
+            for rows in np.array_split(rng.permutation(size), steps):
+                self._step(rollout, tokens, torch.from_numpy(rows).to(device), tally,
+                           tokens_per_step=float(rollout.mask.sum()) / steps, first=taken == 0)
+                taken += 1
+        stats = tally.means(self.accelerator)
+        with_advantage = (tokens["advantage"] * rollout.mask != 0).any(1)
+        return self.steer(stats) | {"policy/with_advantage": float(with_advantage.float().mean())}
+
     def _step(self, rollout: Rollout, tokens: Tokens, rows: torch.Tensor, tally: Tally, *, tokens_per_step: float,
               first: bool) -> None:
         """One step of the optimiser on some rows, of which each process takes its part."""
@@ -109,13 +143,8 @@ class Learner(ABC):
         by_length = part[mask[part].sum(1).argsort(stable=True)]
         losses = [self._accumulate(rollout, tokens, rows[piece], weights[piece], share[piece], tally, first=first)
                   for piece in by_length.tensor_split(PIECES) if len(piece)]
-        self._sum_gradients()
-        norms = [torch.nn.utils.clip_grad_norm_(group["params"], c.max_grad_norm)
-                 for group in self.optimiser.param_groups]
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        self.descend(tally)
         tally.add_step("loss/policy", torch.stack(losses).sum(), self.accelerator)
-        tally.add_step("policy/grad_norm", norms[0] / self.accelerator.num_processes, self.accelerator)
 
     def _accumulate(self, rollout: Rollout, tokens: Tokens, rows: torch.Tensor, weights: torch.Tensor,
                     share: torch.Tensor, tally: Tally, *, first: bool) -> torch.Tensor:
@@ -153,11 +182,3 @@ class Learner(ABC):
         for name, values in (("policy/kl", kl), ("policy/entropy", entropy)):
             tally.add_by_kind(name, values, kind, mask)
         return surrogate.sum().detach()
-
-    def _sum_gradients(self) -> None:
-        """Over processes: each has divided by what all of them have, so that the sum is the gradient of the whole."""
-        if self.accelerator.num_processes > 1:
-            found = [p.grad for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
-            summed = self.accelerator.reduce(torch.cat([grad.reshape(-1) for grad in found]), "sum")
-            for grad, new in zip(found, summed.split([grad.numel() for grad in found]), strict=True):
-                grad.copy_(new.view_as(grad))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 SCALES = ("none", "group", "batch")
@@ -71,6 +73,24 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> torch
     """(B, T) with mean 0 and standard deviation 1 over the masked; 0 elsewhere."""
     chosen = values[mask]
     return (values - chosen.mean()) / (chosen.std() + eps) * mask
+
+
+def group_regression(expected: torch.Tensor, earned: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Sum over groups of the mean of ((e - mean e) - (r - mean r))², both means those of the group.
+
+    expected, earned: (B,), group after group; sizes: of the groups. Zhang et al., arXiv 2504.19599.
+    """
+    errors = (expected - earned).split(list(sizes))
+    return torch.stack([(error - error.mean()).square().mean() for error in errors]).sum()
+
+
+def foresight(expected: np.ndarray, earned: np.ndarray, group: np.ndarray) -> float:
+    """Correlation of two (B,) within groups (B,): what is left when each group's mean is taken away; 0 if one is
+    constant within all of them."""
+    sizes = np.bincount(group)
+    e, r = (values - (np.bincount(group, values) / sizes)[group] for values in (expected, earned))
+    spread = float(np.sqrt((e @ e) * (r @ r)))
+    return float(e @ r) / spread if spread > 1e-12 else 0.0
 
 
 def ratios(logprobs: torch.Tensor, old: torch.Tensor, mask: torch.Tensor, level: str = "token") -> torch.Tensor:

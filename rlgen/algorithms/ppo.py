@@ -18,7 +18,7 @@ from torch import nn
 from policies.model import CrystalPolicy
 from policies.sampler import Rollout
 from rlgen.algorithms.kinds import Tally
-from rlgen.algorithms.learner import Learner, Tokens
+from rlgen.algorithms.learner import Surrogate, Tokens
 from rlgen.algorithms.losses import clipped_value_loss, explained_variance, gae, whiten
 
 
@@ -37,8 +37,8 @@ class ValueHead(nn.Module):
         return self.out(F.silu(self.layer(hidden.float())))[..., 0]
 
 
-class PPO(Learner):
-    """`Learner` with a value head, whose weights are kept in checkpoints and not in the policy's folder."""
+class PPO(Surrogate):
+    """`Surrogate` with a value head, whose weights are kept in checkpoints and not in the policy's folder."""
 
     def __init__(self, policy: CrystalPolicy, config: Any, accelerator: Accelerator):
         super().__init__(policy, config, accelerator)
