@@ -106,7 +106,9 @@ class Collector:
         self._asked: dict[tuple[int, int], float] = defaultdict(float)
         if not self.asking.asked:
             self._count_asked(self.prompts.shares(config.prompts.power))
-        self.replay.begin(f"{plain(config.reward)}, {config.energy}, off_prompt {config.off_prompt}")
+        #: Rewards earned under another are no longer comparable.
+        self.meaning = f"{plain(config.reward)}, {config.energy}, off_prompt {config.off_prompt}"
+        self.replay.begin(self.meaning)
 
     def _count_asked(self, shares: Mapping[tuple[int, int], float]) -> None:
         """How much of what is asked for goes to each space group and size; mirror images count together."""

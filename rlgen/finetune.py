@@ -101,6 +101,7 @@ def train(config: Any, policy: CrystalPolicy, collector: Collector, log: Run, la
             step, began = step + 1, time.monotonic()
             measured, stats = pipeline.take(step, training.stages)
             experience, updating = collector.remember(measured), time.monotonic()
+            learner.begin(collector.meaning)
             stats |= learner.update(experience.rollout, experience.rewards,
                                     np.random.default_rng([config.seed, 4, step]))
             stats["time/update"] = time.monotonic() - updating

@@ -129,6 +129,26 @@ def test_gvpo_foresees_what_it_has_learnt():
     assert seen[0] == 0 and seen[-1] > 0.95
 
 
+def test_gvpo_keeps_what_was_scored_through_a_rollback_and_forgets_other_rewards(tmp_path):
+    learner = learner_of("gvpo", tiny())
+    learner.begin("validity")
+    update(learner, 0)
+    learner.save(tmp_path)
+    update(learner, 1)
+    learner.load(tmp_path)
+    assert len(learner.rewards) == len(learner.ids) == 64 and sum(learner.sizes) == 64
+    learner.begin("validity")
+    assert len(learner.rewards) == 64
+    learner.begin("novelty")
+    assert learner.rewards == learner.ids == learner.sizes == []
+    update(learner, 2)
+    resumed = learner_of("gvpo", tiny())
+    learner.save(tmp_path)
+    resumed.load(tmp_path)
+    resumed.begin("novelty")
+    assert resumed.rewards == learner.rewards and all(map(torch.equal, resumed.ids, learner.ids))
+
+
 def test_the_value_head_learns_what_prompts_are_worth():
     bandit, worth = Bandit([0.0] * 4), np.array([0.1, 0.9, 0.4, 0.3])
     learner = learner_of("ppo", bandit, learning_rate=0.0, value_learning_rate=1e-2, minibatch=64)

@@ -27,11 +27,19 @@ class GVPO(Learner):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
+        self._forget()
+
+    def _forget(self) -> None:
         self.ids: list[torch.Tensor] = []
         self.reference_logprobs: list[torch.Tensor] = []
         self.rewards: list[float] = []
         self.conditions: list[Condition] = []
         self.sizes: list[int] = []  # of the groups, one after another
+
+    def begin(self, meaning: str) -> None:
+        if meaning != self.meaning:
+            self._forget()
+        super().begin(meaning)
 
     def update(self, rollout: Rollout, rewards: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
         c, tally = self.config, Tally(self.kinds)
@@ -104,11 +112,14 @@ class GVPO(Learner):
         return super().state() | {
             "ids": torch.cat(self.ids or [torch.zeros(0, dtype=torch.long)]), "lengths": lengths,
             "reference_logprobs": torch.cat(self.reference_logprobs or [torch.zeros(0)]),
-            "rewards": np.array(self.rewards, dtype=float), "conditions": self.conditions, "sizes": self.sizes}
+            "rewards": np.array(self.rewards, dtype=float), "conditions": self.conditions, "sizes": self.sizes,
+            "meaning": self.meaning}
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
-        lengths = state["lengths"]
+        if len(state["rewards"]) < len(self.rewards):
+            return  # the policy goes back to an earlier one, but what was found since stays known
+        self.meaning, lengths = state["meaning"], state["lengths"]
         self.ids = list(state["ids"].split(lengths.tolist()))
         self.reference_logprobs = list(state["reference_logprobs"].split(
             (lengths - self.policy.representation.prompt_length).tolist()))

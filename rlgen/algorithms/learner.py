@@ -38,12 +38,17 @@ class Learner(ABC):
         self.kinds = Kinds(policy.representation, accelerator.device)
         self.beta = self.kinds.weights(config.beta, config.beta_by_kind, "algorithm.beta_by_kind")
         self.kl_integral, self.beta_scale = 0.0, 1.0  # moved by `target_kl`
+        self.meaning = ""
         self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.99),
                                            weight_decay=0.0)
 
     @abstractmethod
     def update(self, rollout: Rollout, rewards: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
         """Learn from B scored sequences, the same on all processes; returns scalars for the log."""
+
+    def begin(self, meaning: str) -> None:
+        """What rewards mean from now on, in words: those that meant something else are not to be learnt from again."""
+        self.meaning = meaning
 
     def save(self, folder: Path) -> None:
         """The policy, as a folder that can be sampled from, and everything else that learning goes on from."""
