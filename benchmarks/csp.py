@@ -15,7 +15,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,32 +32,21 @@ from rlgen.types import Condition, UserError
 LTOL, STOL, ANGLE_TOL = 0.3, 0.5, 10.0
 
 
-@lru_cache(maxsize=1)
-def truths(name: str, split: str) -> list[data.Record]:
-    return data.load(name).splits[split]
-
-
 @dataclass(frozen=True)
 class Match:
-    """Rms displacement of a sample from the true structure that its condition names by `record`; measured by the pool,
-    as StructureMatcher may hang."""
-
-    data: str
-    split: str
+    """Rms displacement of a sample from the true structure, its condition's `truth`; measured by the pool, as
+    StructureMatcher may hang."""
 
     name: ClassVar[str] = "match"
     unit: ClassVar[str] = "(V/N)^(1/3)"
     per_sample: ClassVar[bool] = True
-
-    def warm_up(self) -> None:
-        truths(self.data, self.split)
 
     def measure(self, structures: Sequence[Structure], conditions: Sequence[Condition]) -> np.ndarray:
         matcher = StructureMatcher(ltol=LTOL, stol=STOL, angle_tol=ANGLE_TOL)
         found = []
         for structure, condition in zip(structures, conditions, strict=True):
             # As the field does: the generated structure first, which decides whose volume is the norm.
-            distance = matcher.get_rms_dist(structure, truths(self.data, self.split)[condition["record"]].structure)
+            distance = matcher.get_rms_dist(structure, condition["truth"])
             found.append(np.nan if distance is None else distance[0])
         return np.array(found)
 
@@ -114,7 +102,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     rng = np.random.default_rng(chosen.seed)
-    records = truths(chosen.data, chosen.split)
+    records = data.load(chosen.data).splits[chosen.split]
     picked = rng.choice(len(records), size=min(chosen.n, len(records)), replace=False).tolist()
     started = time.monotonic()
     policy, prompts = CrystalPolicy.load(chosen.policy)
@@ -125,15 +113,15 @@ def main() -> None:
         structure = records[i].structure
         asked = {"formula": structure.composition.reduced_formula, "n_atoms": len(structure)}
         try:
-            conditions += [{**c, "record": i} for c in answering(policy, prompts, asked, chosen.samples, rng)]
+            conditions += [{**c, "truth": structure} for c in answering(policy, prompts, asked, chosen.samples, rng)]
         except UserError as problem:
             refused += 1
             print(f"{asked['formula']}: {problem}")
-    plain = [{k: v for k, v in condition.items() if k != "record"} for condition in conditions]
+    plain = [{k: v for k, v in condition.items() if k != "truth"} for condition in conditions]
     crystals, _ = drawn(policy, plain, torch.Generator().manual_seed(chosen.seed), batch=chosen.batch,
                         temperature=chosen.temperature)
     sampled = time.monotonic() - started
-    rewards: list[Any] = [Match(chosen.data, chosen.split)] + ([Point(chosen.energy)] if chosen.energy else [])
+    rewards: list[Any] = [Match()] + ([Point(chosen.energy)] if chosen.energy else [])
     started = time.monotonic()
     with RewardPool(rewards, "match", workers=chosen.workers, ray=RayConfig(chunk=16, timeout_s=60)) as pool:
         scored = pool.score(crystals, conditions)
