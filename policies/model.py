@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,8 +23,6 @@ transformers_logging.disable_progress_bar()  # a bar for each of a hundred small
 
 SHIPPED = Path(__file__).parent / "shipped"
 ROPE_BASE = 10_000.0
-#: Standard deviation of weights to begin with.
-INITIAL = 0.02
 #: Of the Gaussian, in bins, that embeddings of a property's bins are smoothed by.
 SMOOTHING = 1.0
 
@@ -181,24 +178,10 @@ class CrystalPolicy(PreTrainedModel):
     @classmethod
     def create(cls, representation: Any, **sizes: Any) -> CrystalPolicy:
         """A randomly initialised policy for a representation; `sizes` are those of its configuration's class."""
-        policy = cls(cls.config_class(**sizes, representation=representation.name,
-                                      representation_parameters=representation.parameters,
-                                      representation_version=representation.version,
-                                      vocab_size=len(representation.vocabulary)))
-        policy.begin_bins(INITIAL)
-        return policy
-
-    @torch.no_grad()
-    def begin_bins(self, std: float) -> None:
-        """Embeddings of this size to begin with for the properties' bins, smooth along them: random Fourier features of
-        their place on the scale (Rahimi and Recht, NIPS 2007). What one bin teaches, the others then learn too."""
-        first = self.config.vocab_size
-        for scale in reversed(self.representation.binned.values()):
-            first -= 1 + scale.bins
-            if isinstance(scale, Transform):
-                place = (torch.arange(scale.bins)[:, None] + 0.5) / scale.bins
-                turns = torch.randn(self.config.hidden_size) * place + torch.rand(self.config.hidden_size)
-                self.embed.weight[first + 1 : first + 1 + scale.bins] = std * 2**0.5 * torch.cos(2 * math.pi * turns)
+        return cls(cls.config_class(**sizes, representation=representation.name,
+                                    representation_parameters=representation.parameters,
+                                    representation_version=representation.version,
+                                    vocab_size=len(representation.vocabulary)))
 
     def asked_for(self, representation: Any) -> CrystalPolicy:
         """This policy with other properties to be asked for: its weights, and new embeddings of the properties' tokens.
@@ -218,7 +201,6 @@ class CrystalPolicy(PreTrainedModel):
                  for token in scale.token_names(name)}
         place = {token: i for i, token in enumerate(mine.vocabulary) if token not in other}
         kept = [(new, place[token]) for new, token in enumerate(representation.vocabulary) if token in place]
-        policy.begin_bins(float(weights["embed.weight"].std()))
         embeddings = policy.embed.weight.detach().clone()
         into, of = torch.tensor(kept).T
         embeddings[into] = weights["embed.weight"][of]
@@ -228,7 +210,7 @@ class CrystalPolicy(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             depth = 2 * self.config.layers if getattr(module, "ends_residual", False) else 1
-            nn.init.normal_(module.weight, std=INITIAL / depth**0.5)
+            nn.init.normal_(module.weight, std=0.02 / depth**0.5)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed
