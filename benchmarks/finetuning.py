@@ -160,10 +160,12 @@ def markdown(title: str, columns: Sequence[str], rows: dict[str, Sequence[str]])
 
 def curves(runs: dict[str, list[Path]], window: int, file: Path) -> None:
     """Rewards by scored crystals: each seed's running mean, thin, and that of all, thick."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(8, 4), dpi=110, layout="constrained")
     axes = figure.subplots()
+    colours = colormaps["tab10" if len(runs) <= 10 else "tab20"].colors
     for k, (name, folders) in enumerate(runs.items()):
         seeds = []
         for run in folders:
@@ -171,10 +173,10 @@ def curves(runs: dict[str, list[Path]], window: int, file: Path) -> None:
             earned = (samples["total"] * samples["discount"]).groupby(samples["step"]).mean()
             seeds.append(earned.rolling(window, min_periods=1).mean())
             crystals = np.arange(1, len(earned) + 1) * len(samples) / len(earned)
-            axes.plot(crystals, seeds[-1], color=f"C{k}", linewidth=0.6, alpha=0.5)
-        axes.plot(crystals, np.mean(seeds, axis=0), color=f"C{k}", linewidth=2, label=name)
+            axes.plot(crystals, seeds[-1], color=colours[k], linewidth=0.6, alpha=0.5)
+        axes.plot(crystals, np.mean(seeds, axis=0), color=colours[k], linewidth=2, label=name)
     axes.set(xlabel="crystals scored", ylabel=f"mean reward, running mean of {window} steps")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     figure.savefig(file)
 
 
