@@ -86,11 +86,12 @@ def group_regression(expected: torch.Tensor, earned: torch.Tensor, sizes: Sequen
 
 def foresight(expected: np.ndarray, earned: np.ndarray, group: np.ndarray) -> float:
     """Correlation of two (B,) within groups (B,): what is left when each group's mean is taken away; 0 if one is
-    constant within all of them."""
+    constant within all of them, but for the noise of log-probabilities."""
     sizes = np.bincount(group)
     e, r = (values - (np.bincount(group, values) / sizes)[group] for values in (expected, earned))
-    spread = float(np.sqrt((e @ e) * (r @ r)))
-    return float(e @ r) / spread if spread > 1e-12 else 0.0
+    if min(np.abs(e).max(), np.abs(r).max()) < NOISE:
+        return 0.0
+    return float(e @ r / np.sqrt((e @ e) * (r @ r)))
 
 
 def ratios(logprobs: torch.Tensor, old: torch.Tensor, mask: torch.Tensor, level: str = "token") -> torch.Tensor:
