@@ -125,7 +125,7 @@ def sample_metrics(policy: CrystalPolicy, train: Encoded, count: int, reference:
             "sample/novel": sum(not reference.contains(c) for c in valid) / count}
 
 
-def build(config: Any, representation: Any, start: CrystalPolicy | None) -> CrystalPolicy:
+def build(config: Any, representation: Any, start: CrystalPolicy | None = None) -> CrystalPolicy:
     """What learns: the policy to go on from, a language model, or a new policy of the configured size."""
     torch.manual_seed(config.seed)
     if start is not None:
@@ -138,7 +138,7 @@ def build(config: Any, representation: Any, start: CrystalPolicy | None) -> Crys
     return HFPolicy.create(representation, **settings)
 
 
-def written(config: Any, dataset: data.Dataset, start: CrystalPolicy | None) -> tuple[Any, Encoded, Encoded]:
+def written(config: Any, dataset: data.Dataset, start: CrystalPolicy | None = None) -> tuple[Any, Encoded, Encoded]:
     """The representation, with the scales of what it is to be asked for, and the splits to learn from and validate on.
     """
     names = [name.strip() for name in config.conditions.split(",") if name.strip()]

@@ -80,7 +80,7 @@ def test_free_values_are_read_as_meant(text, value):
         ("pretrain", ["steps=null"], "^steps=None?|^steps=null"),
         ("pretrain", ["policy.dropout=high"], "^policy.dropout=high: .*Float"),
         ("pretrain", ["policy=huge"], "unknown policy=huge; known: base, compact, hf, small, tiny"),
-        ("finetune", ["algorithm=dpo"], "unknown algorithm=dpo; known: grpo, ppo, rloo, trl"),
+        ("finetune", ["algorithm=dpo"], "unknown algorithm=dpo; known: grpo, gvpo, ppo, rloo, trl"),
         ("pretrain", ["steps"], "'steps' is not key=value.*--help"),
         ("pretrain", ["batch=0"], "batch=0: must be at least 1"),
         ("pretrain", ["seed=-1"], "seed=-1: must be at least 0"),
