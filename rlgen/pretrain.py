@@ -175,11 +175,11 @@ def run(config: Any) -> None:
     device = device_of(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
+    start = None
+    if config.policy.start is not None:  # a mistake is found before any data are read
+        start, _ = CrystalPolicy.load(config.policy.start, config.policy.representation)
     dataset = data.load(config.data, limit=config.limit)
     print(dataset.summary())
-    start = None
-    if config.policy.start is not None:
-        start, _ = CrystalPolicy.load(config.policy.start, config.policy.representation)
     representation, train, val = written(config, dataset, start)
     for name, split in (("train", train), ("val", val)):
         if split.failures:
