@@ -25,6 +25,8 @@ SHIPPED = Path(__file__).parent / "shipped"
 ROPE_BASE = 10_000.0
 #: Of the Gaussian, in bins, that embeddings of a property's bins are smoothed by.
 SMOOTHING = 1.0
+#: The same for their beginnings: alike values begin alike, and what is learnt of one holds for its neighbours.
+BEGINNING = 8.0
 
 
 class PolicyConfig(PretrainedConfig):
@@ -58,6 +60,8 @@ class Cache:
         shape = (config.layers, 2, batch, config.heads, length, config.hidden_size // config.heads)
         self.buffer = like.new_empty(shape)
         self.length = 0
+        #: (B, layers + 1, 1, D) what `Told` made of the prompts, None where there is nothing to tell.
+        self.told: torch.Tensor | None = None
 
     def reserve(self, length: int) -> None:
         """Make room for so many tokens, in steps of twice the room."""
@@ -121,8 +125,31 @@ class Block(nn.Module):
         return x + self.dropout(self.down(F.silu(gate) * up))
 
 
-def smoothing(representation: Any) -> torch.Tensor:
+class Told(nn.Module):
+    """What the properties of a prompt add to every token, before each layer and after the last.
+
+    Attention to the prompt's tokens alone learns to heed them slowly. Added to every token they shift what comes next
+    from the first step on, as class labels do in diffusion transformers (Peebles and Xie, arXiv 2212.09748, adaLN-Zero,
+    of which this is the shift): last weights are 0 at first, so that a policy is the same before it has learnt any.
+    """
+
+    def __init__(self, config: PolicyConfig):
+        super().__init__()
+        d = config.hidden_size
+        self.norm, self.into = nn.RMSNorm(d, eps=1e-6), nn.Linear(d, d, bias=False)
+        self.out = nn.Linear(d, (config.layers + 1) * d, bias=False)
+        self.out.begins_at_zero = True  # type: ignore[assignment]  # a mark for _init_weights
+
+    def forward(self, told: torch.Tensor) -> torch.Tensor:
+        """(B, layers + 1, 1, D) of the embeddings (B, N, D) of N properties."""
+        out: torch.Tensor = self.out(F.silu(self.into(self.norm(told.sum(1)))))
+        return out.unflatten(-1, (-1, 1, told.shape[-1]))
+
+
+def smoothing(representation: Any, width: float = SMOOTHING) -> torch.Tensor:
     """(N, N) weights that make the embeddings of the N tokens of all properties smooth in the bins of each.
+
+    width: σ of the Gaussian, in bins.
 
     Rows add up to 1. "Unknown" and categories stay as they are; numeric bins get a Gaussian mean over the bins of
     their property, so that those that few crystals are in learn from their neighbours.
@@ -132,7 +159,7 @@ def smoothing(representation: Any) -> torch.Tensor:
         weights = torch.eye(1 + scale.bins)
         if isinstance(scale, Transform):
             at = torch.arange(scale.bins)
-            near = torch.exp(-0.5 * ((at[:, None] - at) / SMOOTHING) ** 2)
+            near = torch.exp(-0.5 * ((at[:, None] - at) / width) ** 2)
             weights[1:, 1:] = near / near.sum(1, keepdim=True)
         blocks.append(weights)
     return torch.block_diag(*blocks)
@@ -171,6 +198,7 @@ class CrystalPolicy(PreTrainedModel):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
+        self.told = Told(config) if self.representation.binned else None
         #: Made when it is needed: models are built on devices that hold no numbers.
         self._smoothing: torch.Tensor | None = None
         self.post_init()
@@ -178,10 +206,15 @@ class CrystalPolicy(PreTrainedModel):
     @classmethod
     def create(cls, representation: Any, **sizes: Any) -> CrystalPolicy:
         """A randomly initialised policy for a representation; `sizes` are those of its configuration's class."""
-        return cls(cls.config_class(**sizes, representation=representation.name,
-                                    representation_parameters=representation.parameters,
-                                    representation_version=representation.version,
-                                    vocab_size=len(representation.vocabulary)))
+        policy = cls(cls.config_class(**sizes, representation=representation.name,
+                                      representation_parameters=representation.parameters,
+                                      representation_version=representation.version,
+                                      vocab_size=len(representation.vocabulary)))
+        if representation.binned:
+            curve = smoothing(representation, BEGINNING)
+            told = policy.embed.weight.data[-len(curve) :]
+            told.copy_(curve / curve.norm(dim=1, keepdim=True) @ told)  # as large as those of other tokens
+        return policy
 
     def asked_for(self, representation: Any) -> CrystalPolicy:
         """This policy with other properties to be asked for: its weights, and new embeddings of the properties' tokens.
@@ -204,11 +237,13 @@ class CrystalPolicy(PreTrainedModel):
         embeddings = policy.embed.weight.detach().clone()
         into, of = torch.tensor(kept).T
         embeddings[into] = weights["embed.weight"][of]
-        policy.load_state_dict(weights | {"embed.weight": embeddings})
+        policy.load_state_dict(policy.state_dict() | weights | {"embed.weight": embeddings})
         return policy
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if getattr(module, "begins_at_zero", False):
+            nn.init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear | nn.Embedding):
             depth = 2 * self.config.layers if getattr(module, "ends_residual", False) else 1
             nn.init.normal_(module.weight, std=0.02 / depth**0.5)
 
@@ -247,33 +282,39 @@ class CrystalPolicy(PreTrainedModel):
         both = torch.stack([input_ids, free], 1).flatten(0, 1)
         return self.trunk(both, cache).unflatten(0, (-1, 2)).transpose(1, 2).flatten(2)
 
-    def embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(B, T, D) of tokens (B, T), those of the properties in a prompt smoothed over their bins."""
+    def embedded(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, T, D) of tokens (B, T), and what `Told` makes of the properties if their prompt is among them.
+
+        Embeddings of the properties are smoothed over their bins.
+        """
         x = self.embed(input_ids)
         end = self.representation.prompt_length
-        begin = end - len(self.representation.binned)
-        if begin == end or input_ids.shape[1] < end:
-            return x
+        if self.told is None or input_ids.shape[1] < end:
+            return x, None
         if self._smoothing is None:
             self._smoothing = smoothing(self.representation).to(x.device)
+        begin = end - len(self.representation.binned)
         table = self._smoothing.to(x.device) @ self.embed.weight[-len(self._smoothing) :]
         first = self.config.vocab_size - len(self._smoothing)
-        told = F.embedding(input_ids[:, begin:end] - first, table)
-        return torch.cat([x[:, :begin], told.to(x.dtype), x[:, end:]], 1)
+        told = F.embedding(input_ids[:, begin:end] - first, table).to(x.dtype)
+        return torch.cat([x[:, :begin], told, x[:, end:]], 1), self.told(told)
 
     def trunk(self, input_ids: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         """`hidden` of one prompt a sequence."""
         start = cache.length if cache is not None else 0
         positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
         cos, sin = rope(positions, self.config.hidden_size // self.config.heads)
-        x = self.embedded(input_ids)
+        x, told = self.embedded(input_ids)
         if cache is not None:
             cache.reserve(start + input_ids.shape[1])
+            if told is not None:
+                cache.told = told
+            told = None if cache.told is None else cache.told[: len(x)]
         for layer, block in enumerate(self.blocks):
-            x = block(x, cos, sin, cache, layer)
+            x = block(x if told is None else x + told[:, layer], cos, sin, cache, layer)
         if cache is not None:
             cache.length += input_ids.shape[1]
-        return self.norm(x)
+        return self.norm(x if told is None else x + told[:, -1])
 
     @classmethod
     def load(cls, name: str, representation: str | None = None) -> tuple[CrystalPolicy, PromptTable]:

@@ -137,6 +137,8 @@ def policy_of(representation, seed=0, sharpness=20.0):
     policy = CrystalPolicy.create(representation, hidden_size=32, layers=2, heads=2, intermediate_size=64)
     with torch.no_grad():
         policy.embed.weight.mul_(sharpness)  # so that it prefers some tokens
+        if policy.told is not None:
+            policy.told.out.weight.normal_(std=0.1)  # as if it had learnt
     return policy.eval()
 
 
@@ -281,12 +283,33 @@ def test_embeddings_are_smooth_in_the_bins_by_hand():
     assert torch.allclose(weights[9:, 9:], expected / expected.sum(1, keepdim=True)) and not weights[9:, :9].any()
     policy = policy_of(rep)
     ids = torch.tensor([[*rep.prompt({"x": 1.5, "crystal_system": "cubic", "n_atoms": 2}), 20, 30]])
-    x, table = policy.embedded(ids)[0], policy.embed.weight
+    embedded, told = policy.embedded(ids)
+    x, table = embedded[0], policy.embed.weight
     first = rep.first["asked:x"]
     smooth = (e * table[first + 1] + table[first + 2] + e * table[first + 3]) / (1 + 2 * e)
     assert torch.allclose(x[5], smooth, atol=1e-6)
     for at in (0, 1, 2, 3, 4, 6, 7):  # all others are the table's own
         assert torch.equal(x[at], table[ids[0, at]])
+    both = x[4] + x[5]  # of the two properties
+    inner = policy.told.into.weight @ (both / (both.square().mean() + 1e-6).sqrt() * policy.told.norm.weight)
+    by_hand = policy.told.out.weight @ (inner * inner.sigmoid())
+    assert told.shape == (1, 3, 1, 32) and torch.allclose(told.flatten(), by_hand, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_told_reaches_every_token_and_nothing_before_it_is_learnt():
+    rep = made("atoms", max_atoms=6)
+    one = {"density": 7.0, "n_atoms": 3}
+    for std, reaches in ((0.0, False), (0.1, True)):
+        policy = policy_of(rep)
+        policy.told.out.weight.normal_(std=std) if std else policy.told.out.weight.zero_()
+        for block in policy.blocks:  # nothing gets there through attention
+            block.out.weight.zero_()
+        answer = sample(policy, [one], torch.Generator().manual_seed(0)).ids[:, rep.prompt_length :]
+        found = [policy.hidden(torch.cat([torch.tensor([rep.prompt(c)]), answer], 1))[0, rep.prompt_length :]
+                 for c in (one, one | {"density": 2.0})]
+        apart = (found[0] - found[1]).abs().amax(-1)
+        assert (apart > 1e-3).all() if reaches else not apart.any()
 
 
 def rows(rep, n=12, seed=0):
