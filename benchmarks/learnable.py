@@ -16,7 +16,8 @@ import torch
 
 from policies.model import CrystalPolicy
 from policies.sampler import Rollout, decode, sample
-from rlgen.config import load, plain
+from rlgen.asking import Asking
+from rlgen.config import load
 from rlgen.experience import make_rewards, resolve_energies
 from rlgen.reward_pool import RewardPool
 
@@ -62,8 +63,7 @@ def main(arguments: list[str]) -> None:
     config = load("finetune", [f"reward={given.pop('expression')}", *(f"{k}={v}" for k, v in given.items())])
     resolve_energies(config)
     policy, prompts = CrystalPolicy.load(config.policy)
-    keep = plain(config.prompts)
-    drawn = prompts.sample(groups, np.random.default_rng(config.seed), power=keep.pop("power"), keep=keep)
+    drawn = Asking(prompts, config).draw(groups, np.random.default_rng(config.seed), policy)
     conditions = [c for c in drawn for _ in range(GROUP)]
     rollout = sample(policy, conditions, torch.Generator().manual_seed(config.seed))
     with RewardPool(*make_rewards(config), workers=config.workers) as pool:

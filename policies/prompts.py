@@ -63,8 +63,8 @@ class PromptTable:
         """n conditions drawn from the data's joint distribution.
 
         power: pairs of space group and size are drawn with the power of their share; 1: as the data have them, 0: each
-        as often as any other. keep: the probability that a condition asks for its `space_group`, `n_atoms`, `element`
-        or a property; 1 for what is not named.
+        as often as any other. keep: the probability that a condition asks for its `space_group`, `n_atoms`, `element`,
+        1 where not named, or for a property, 0 where not named.
         """
         if power == 1:
             rows = rng.integers(len(self), size=n)
@@ -72,10 +72,9 @@ class PromptTable:
             _, cell, counts = self._cells()
             weights = counts[cell] ** (power - 1.0)
             rows = rng.choice(len(self), size=n, p=weights / weights.sum())
+        shares = {**dict.fromkeys(ALWAYS, 1.0), **(keep or {})}
         conditions = [self.row(int(i), rng) for i in rows]
-        if keep is None or min(keep.values()) >= 1:
-            return conditions
-        return [{k: v for k, v in condition.items() if rng.random() < keep.get(k, 1.0)} for condition in conditions]
+        return [{k: v for k, v in condition.items() if rng.random() < shares.get(k, 0.0)} for condition in conditions]
 
     def shares(self, power: float = 1.0) -> dict[tuple[int, int], float]:
         """How much of what is asked with this `power` goes to each pair of space group and number of atoms."""

@@ -12,7 +12,8 @@ import numpy as np
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.representations.asked import Asked
-from rlgen.conditions import HARD, known
+from rewards.expression import parse
+from rlgen.conditions import ALWAYS, HARD, known
 from rlgen.config import plain, read_value
 from rlgen.drawing import answering
 from rlgen.samples import TABLES
@@ -55,7 +56,10 @@ class Asking:
         """config: all settings of the run. UserError for settings that cannot be."""
         settings = plain(config.prompts)
         self.prompts, self.power = prompts, settings["power"]
-        self.keep = {key: settings[key] for key in ("space_group", "n_atoms", "element")} | settings["properties"]
+        # Told all that a known crystal has, a policy writes it again; so only where that is what earns.
+        told = float("condition" in parse(config.reward.expression).names)
+        self.keep = {key: settings[key] for key in ALWAYS} | dict.fromkeys(prompts.properties, told)
+        self.keep |= settings["properties"]
         self._check_properties(settings["properties"])
         if settings["grid"] and settings["file"]:
             raise UserError("prompts.grid and prompts.file cannot both be given")

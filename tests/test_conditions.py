@@ -390,11 +390,11 @@ OF_TABLE = {"density": Transform("linear", 0.0, 20.0), "gap": Transform("log", 0
 
 
 def test_prompts_of_the_data_tell_what_is_known():
-    conditions = TABLE.sample(2000, np.random.default_rng(0))
+    conditions = TABLE.sample(2000, np.random.default_rng(0), keep={"density": 1, "gap": 1})
     assert np.mean(["density" in c for c in conditions]) == pytest.approx(0.75, abs=0.03)
     assert all(c["gap"] == 1 and c.get("density", 1) >= 0 for c in conditions)
-    kept = TABLE.sample(2000, np.random.default_rng(0), keep={"space_group": 1, "n_atoms": 1, "element": 1, "gap": 0.3,
-                                                              "density": 0.0})
+    assert all({"space_group", "n_atoms", "element"} < set(c) for c in conditions)
+    kept = TABLE.sample(2000, np.random.default_rng(0), keep={"gap": 0.3})
     assert np.mean(["gap" in c for c in kept]) == pytest.approx(0.3, abs=0.03)
     assert not any("density" in c for c in kept)
 
@@ -662,6 +662,17 @@ def test_prompts_of_a_grid_ask_for_every_combination():
     assert shares[221, 5] == pytest.approx(0.25, abs=0.05) and set(shares) == {(221, 5), (225, 2)}
     # One step's prompts follow from its generator alone.
     assert drawn == some.draw(200, np.random.default_rng(0), policy)
+
+
+def test_properties_are_told_where_they_earn():
+    rng, policy = np.random.default_rng(0), policy_of(make("orbits", max_atoms=12, conditions=OF_TABLE))
+    for reward, setting, expected in (("novelty+stability", "power=1", 0.0), ("condition+novelty", "power=1", 1.0),
+                                      ("condition*novelty", "properties.gap=0.5", 0.5),
+                                      ("novelty", "properties.gap=0.5", 0.5)):
+        some = Asking(TABLE, load("finetune", [f"reward={reward}", f"prompts.{setting}"]))
+        drawn = some.draw(400, rng, policy)
+        assert np.mean(["gap" in c for c in drawn]) == pytest.approx(expected, abs=0.1), reward
+        assert all("space_group" in c for c in drawn)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
