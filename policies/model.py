@@ -242,7 +242,7 @@ class CrystalPolicy(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if getattr(module, "begins_at_zero", False):
-            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.weight)  # type: ignore[arg-type]
         elif isinstance(module, nn.Linear | nn.Embedding):
             depth = 2 * self.config.layers if getattr(module, "ends_residual", False) else 1
             nn.init.normal_(module.weight, std=0.02 / depth**0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,15 @@ PROPERTY = "property:"
 class PromptTable:
     """One row a training crystal. space_group: (M,). n_atoms: (M,). elements: (M, E) atomic numbers, 0-padded.
 
-    properties: (M,) float32 by name, NaN where unknown; crystal system and stability by their place.
+    properties: (M,) float32 by name, NaN where unknown; crystal system and stability by their place. weights: (M,) how
+    often each is asked, where not all alike.
     """
 
     space_group: np.ndarray
     n_atoms: np.ndarray
     elements: np.ndarray
     properties: dict[str, np.ndarray] = field(default_factory=dict)
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.space_group)
@@ -49,6 +51,18 @@ class PromptTable:
             row[: len(found)] = found
         return cls(np.array(space_groups, np.int16), np.array([len(n) for n in numbers], np.int16), elements,
                    {name: np.array(values, np.float32) for name, values in sorted((properties or {}).items())})
+
+    def weighted(self, weights: np.ndarray) -> PromptTable:
+        """The same rows, asked for in proportion to weights (M,)."""
+        return replace(self, weights=(weights / weights.sum()).astype(np.float32))
+
+    def shares_of_rows(self, power: float = 1.0) -> np.ndarray:
+        """(M,) how much of what is asked is each row's. power: as of `sample`."""
+        shares = np.ones(len(self)) if self.weights is None else self.weights.astype(float)
+        if power != 1:
+            _, cell = self._cells()
+            shares = shares * np.bincount(cell, shares)[cell] ** (power - 1.0)
+        return shares / shares.sum()
 
     def row(self, i: int, rng: np.random.Generator) -> Condition:
         """The condition that crystal i answers, with one of its elements drawn at random."""
@@ -66,27 +80,22 @@ class PromptTable:
         as often as any other. keep: the probability that a condition asks for its `space_group`, `n_atoms`, `element`,
         1 where not named, or for a property, 0 where not named.
         """
-        if power == 1:
-            rows = rng.integers(len(self), size=n)
-        else:
-            _, cell, counts = self._cells()
-            weights = counts[cell] ** (power - 1.0)
-            rows = rng.choice(len(self), size=n, p=weights / weights.sum())
+        rows = rng.choice(len(self), size=n, p=self.shares_of_rows(power))
         shares = {**dict.fromkeys(ALWAYS, 1.0), **(keep or {})}
         conditions = [self.row(int(i), rng) for i in rows]
         return [{k: v for k, v in condition.items() if rng.random() < shares.get(k, 0.0)} for condition in conditions]
 
     def shares(self, power: float = 1.0) -> dict[tuple[int, int], float]:
         """How much of what is asked with this `power` goes to each pair of space group and number of atoms."""
-        pairs, _, counts = self._cells()
-        weights = counts**power
-        return {(int(group), int(n)): float(w) for (group, n), w in zip(pairs, weights / weights.sum(), strict=True)}
+        pairs, cell = self._cells()
+        found = np.bincount(cell, self.shares_of_rows(power))
+        return {(int(group), int(n)): float(share) for (group, n), share in zip(pairs, found, strict=True)}
 
-    def _cells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs of space group and size (K, 2), which of them each crystal has (M,), and how many have each (K,)."""
+    def _cells(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of space group and size (K, 2), and which of them each crystal has (M,)."""
         columns = np.stack([self.space_group, self.n_atoms], axis=1)
-        pairs, cell, counts = np.unique(columns, axis=0, return_inverse=True, return_counts=True)
-        return pairs, cell.reshape(-1), counts.astype(float)
+        pairs, cell = np.unique(columns, axis=0, return_inverse=True)
+        return pairs, cell.reshape(-1)
 
     def answering(self, asked: Condition, n: int, rng: np.random.Generator, possible: Callable[[Condition], bool],
                   scales: Mapping[str, Transform | Category] | None = None) -> list[Condition]:
@@ -156,6 +165,8 @@ class PromptTable:
         from safetensors.numpy import save_file
 
         told = {PROPERTY + name: values for name, values in self.properties.items()}
+        if self.weights is not None:
+            told["weights"] = self.weights
         save_file({"space_group": self.space_group, "n_atoms": self.n_atoms, "elements": self.elements, **told},
                   folder / FILE)
 

@@ -63,6 +63,9 @@ class Asking:
         self._check_properties(settings["properties"])
         if settings["grid"] and settings["file"]:
             raise UserError("prompts.grid and prompts.file cannot both be given")
+        if settings["diversity"] < 1 and (settings["grid"] or settings["file"] or config.algorithm.name == "trl"):
+            raise UserError(f"prompts.diversity={settings['diversity']}: what to ask is only learnt where prompts are "
+                            "the data's, not a grid's or a file's, and not with algorithm=trl")
         self.asked = combinations(settings["grid"]) if settings["grid"] else _read(settings["file"])
         if config.algorithm.name == "trl" and any(Asked.of(one) for one in self.asked):
             raise UserError(f"algorithm=trl does not know what only the grammar sees to ({', '.join(HARD)}, several "

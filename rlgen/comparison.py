@@ -25,19 +25,19 @@ from rlgen.tracking import Run
 
 
 def compare(config: Any, trained: CrystalPolicy, prompts: PromptTable, log: Run) -> dict[str, Evaluation]:
-    """Judge fresh samples of the pretrained and the fine-tuned policy, drawn for the same fresh prompts."""
-    rng = np.random.default_rng([config.seed, 5])
-    asking = Asking(prompts, config)
-    conditions = asking.draw(config.evaluate, rng, trained) if asking.asked else prompts.sample(
-        config.evaluate, rng)
-    seed = int(rng.integers(2**62))
-    pretrained, _ = CrystalPolicy.load(config.policy)
+    """Judge fresh samples of the pretrained and the fine-tuned policy, each for its own prompts: the same ones, unless
+    the run has learnt which to ask."""
+    pretrained, before = CrystalPolicy.load(config.policy)
     pretrained.to(trained.device)  # type: ignore[arg-type]
     known = "shipped:all" if config.data == "shipped" else config.data
     ray = RayConfig(**plain(config.ray))
     ray = replace(ray, chunk=max(1, ray.chunk // 2), timeout_s=8 * ray.timeout_s)  # relaxing takes much longer
     found, drawn = {}, {}
-    for name, policy in (("pretrained", pretrained), ("fine-tuned", trained)):
+    for name, policy, asked in (("pretrained", pretrained, before), ("fine-tuned", trained, prompts)):
+        rng, asking = np.random.default_rng([config.seed, 5]), Asking(asked, config)
+        conditions = asking.draw(config.evaluate, rng, trained) if asking.asked else asked.sample(
+            config.evaluate, rng, keep={key: asking.keep[key] for key in asked.properties})
+        seed = int(rng.integers(2**62))
         print(f"judging {config.evaluate} fresh crystals of the {name} policy")
         rollout = sample(policy, conditions, torch.Generator(policy.device).manual_seed(seed))
         crystals = drawn[name] = decode(policy, rollout)

@@ -21,6 +21,7 @@ from rlgen.asking import Asking
 from rlgen.config import plain
 from rlgen.memory import Memory
 from rlgen.metrics import exp_entropy
+from rlgen.prompt_learning import PromptLearning
 from rlgen.protostructure import MIRRORED, read_label
 from rlgen.reference import protostructure_label
 from rlgen.replay import Replay, complete
@@ -95,17 +96,23 @@ class Collector:
     pool: RewardPool | None
 
     def __init__(self, prompts: PromptTable, config: Any):
-        self.prompts, self.config = prompts, config
+        self._prompts, self.config = prompts, config
         self.memory = Memory(config.memory, lambda group, n_atoms: self._asked[group, n_atoms])
         self.replay = Replay(config.replay)
+        self.learning = PromptLearning(prompts)
+
+    @property
+    def prompts(self) -> PromptTable:
+        """What is asked now."""
+        return self.learning.current if self.config.prompts.diversity < 1 else self._prompts
 
     def enter(self, pool: RewardPool | None, config: Any) -> None:
         """From now on score with this pool, which only the first process has, by the settings of the run's stage."""
         self.pool, self.config = pool, config
-        self.asking = Asking(self.prompts, config)
+        self.asking = Asking(self._prompts, config)
         self._asked: dict[tuple[int, int], float] = defaultdict(float)
         if not self.asking.asked:
-            self._count_asked(self.prompts.shares(config.prompts.power))
+            self._count_asked(self._prompts.shares(config.prompts.power))
         #: Rewards earned under another are no longer comparable.
         self.meaning = f"{plain(config.reward)}, {config.energy}, off_prompt {config.off_prompt}"
         self.replay.begin(self.meaning)
@@ -121,6 +128,7 @@ class Collector:
         rng = np.random.default_rng([self.config.seed, 3, step])
         if not self._asked:
             self._count_asked(self.asking.shares(policy))
+        self.asking.prompts = self.prompts
         conditions = self.asking.draw(self.config.batch // size, rng, policy)
         generator = torch.Generator(policy.device).manual_seed(int(rng.integers(2**62)) + processes.index())
         chosen = self.replay.choose(len(conditions), rng)
@@ -167,6 +175,8 @@ class Collector:
         rewards = earned if rollout.earned is None else rollout.earned.numpy().copy()
         rewards[~rollout.replayed.cpu().numpy()] = earned
         self.replay.add(rollout, rewards, labels)
+        if self.config.prompts.diversity < 1:
+            self.learning.observe(conditions, earned, self.config.prompts.diversity)
         flags = _flags(breakdown, labels)
         for i in np.flatnonzero(flags.get("sun", [])):
             self.memory.add_sun(str(labels[i]))
@@ -174,6 +184,8 @@ class Collector:
         scalars |= {f"sample/{share}": float(flag.mean()) for share, flag in flags.items()}
         scalars["sample/space_group_match"] = float(answered.mean())
         scalars |= _spread(rewards, rollout.group.numpy()) | self.replay.scalars(rollout)
+        if self.config.prompts.diversity < 1:
+            scalars |= self.learning.scalars()
         scalars |= {"reward/learned": float(earned.mean()),
                     "reward/discount": float(discount.mean()),
                     "time/reward": measured.seconds}
@@ -181,13 +193,16 @@ class Collector:
 
     def save(self, folder: Path) -> None:
         """What was found so far, for a checkpoint."""
-        checkpoint.save_state(folder / "memory", {"memory": self.memory.state(), "replay": self.replay.state()})
+        checkpoint.save_state(folder / "memory", {
+            "memory": self.memory.state(), "replay": self.replay.state(),
+            "prompts": self.learning.state()})
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote; the collector must be a new one."""
         state = checkpoint.load_state(folder / "memory")
         self.memory.load_state(state["memory"])
         self.replay.load_state(state["replay"])
+        self.learning.load_state(state["prompts"])
 
 
 def _fresh(rollout: Rollout, rows: Sequence[Row]) -> list[Row]:

@@ -71,8 +71,8 @@ def run(config: Any) -> None:
         if not processes.leave():
             return
         trained.save_pretrained(output / "policy")
-        prompts.save(output / "policy")
-        judged = compare(config, trained, prompts, log) if config.evaluate else {}
+        collector.prompts.save(output / "policy")
+        judged = compare(config, trained, collector.prompts, log) if config.evaluate else {}
         write_finetuned(output / "policy", config, sum(p.numel() for p in trained.parameters()), judged)
         notes = "".join(f"{note}\n" for note in log.notes())
     report = f"report:      {output / 'report.html'}\n" if config.evaluate else ""

@@ -97,6 +97,7 @@ class RewardConfig:
 @dataclass
 class PromptsConfig:
     power: float = 1.0
+    diversity: float = 1.0
     space_group: float = 1.0
     n_atoms: float = 1.0
     element: float = 1.0
@@ -346,7 +347,7 @@ LEAST: dict[str, float] = (
 #: By the last part of a key, or by all of it.
 SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "property_dropout", "ema", "epsilon", "gamma",
           "lam", "off_prompt", "min_score", "slower", "replay.fraction", "prompts.space_group", "prompts.n_atoms",
-          "prompts.element")
+          "prompts.element", "prompts.diversity")
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig,
            "hull": HullConfig, "relax": RelaxConfig, "annotate": AnnotateConfig,

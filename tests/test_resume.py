@@ -37,7 +37,7 @@ def settings(policy: Path, output: Path) -> list[str]:
     """3 and up to 9 steps. The KL is always too high: the guard rolls back twice, each window anew, and stops."""
     return [f"policy={policy}", f"output={output}", f"stages={STAGES}", "workers=0", "device=cpu", "energy=chgnet",
             "algorithm=ppo", "batch=8", "algorithm.group_size=2", "replay.fraction=0.5", "evaluate=0", "real_every=0",
-            "pipeline=1", "checkpoint_every=3",
+            "pipeline=1", "checkpoint_every=3", "prompts.diversity=0.9",
             "collapse.window=2", "collapse.above.policy/kl=-1", "collapse.rollbacks=2",
             "algorithm.learning_rate=1e-3", "reward.validity.volume_per_atom=[0,1e9]",
             "reward.validity.density=[0,1e9]", "reward.validity.max_length=1e9"]
