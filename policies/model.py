@@ -60,7 +60,7 @@ class Cache:
         shape = (config.layers, 2, batch, config.heads, length, config.hidden_size // config.heads)
         self.buffer = like.new_empty(shape)
         self.length = 0
-        #: (B, layers + 1, 1, D) what `Told` made of the prompts, None where there is nothing to tell.
+        #: (B, 2 layers + 1, 1, D) what `Told` made of the prompts, None where there is nothing to tell.
         self.told: torch.Tensor | None = None
 
     def reserve(self, length: int) -> None:
@@ -104,12 +104,14 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d, bias=False)
         self.gate_up, self.down = nn.Linear(d, 2 * f, bias=False), nn.Linear(f, d, bias=False)
         for last in (self.out, self.down):
-            last.ends_residual = True  # type: ignore[assignment]  # a mark for _init_weights
+            last.std = 0.02 / (2 * config.layers) ** 0.5  # type: ignore[assignment]  # for _init_weights
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: Cache | None, layer: int
-                ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, told: Sequence[torch.Tensor] | None, cos: torch.Tensor, sin: torch.Tensor,
+                cache: Cache | None, layer: int) -> torch.Tensor:
+        """(B, T, D) of x (B, T, D). told: what is added to the input of each half, (B, 1, D), if anything."""
         b, t, d = x.shape
-        q, k, v = self.qkv(self.attention_norm(x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        into_attention, into_mlp = told or (0.0, 0.0)
+        q, k, v = self.qkv(self.attention_norm(x) + into_attention).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
@@ -121,12 +123,12 @@ class Block(nn.Module):
         else:
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=t > 1)
         x = x + self.dropout(self.out(attended.to(x.dtype).transpose(1, 2).reshape(b, t, d)))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
+        gate, up = self.gate_up(self.mlp_norm(x) + into_mlp).chunk(2, -1)
         return x + self.dropout(self.down(F.silu(gate) * up))
 
 
 class Told(nn.Module):
-    """What the properties of a prompt add to every token, before each layer and after the last.
+    """What the properties of a prompt add to every token, after each of the normalisations.
 
     Attention to the prompt's tokens alone learns to heed them slowly. Added to every token they shift what comes next
     from the first step on, as class labels do in diffusion transformers (Peebles and Xie, arXiv 2212.09748, adaLN-Zero,
@@ -137,11 +139,11 @@ class Told(nn.Module):
         super().__init__()
         d = config.hidden_size
         self.norm, self.into = nn.RMSNorm(d, eps=1e-6), nn.Linear(d, d, bias=False)
-        self.out = nn.Linear(d, (config.layers + 1) * d, bias=False)
-        self.out.begins_at_zero = True  # type: ignore[assignment]  # a mark for _init_weights
+        self.out = nn.Linear(d, (2 * config.layers + 1) * d, bias=False)
+        self.into.std, self.out.std = d**-0.5, 0.0  # type: ignore[assignment]  # for _init_weights
 
     def forward(self, told: torch.Tensor) -> torch.Tensor:
-        """(B, layers + 1, 1, D) of the embeddings (B, N, D) of N properties."""
+        """(B, 2 layers + 1, 1, D) of the embeddings (B, N, D) of N properties."""
         out: torch.Tensor = self.out(F.silu(self.into(self.norm(told.sum(1)))))
         return out.unflatten(-1, (-1, 1, told.shape[-1]))
 
@@ -241,11 +243,8 @@ class CrystalPolicy(PreTrainedModel):
         return policy
 
     def _init_weights(self, module: nn.Module) -> None:
-        if getattr(module, "begins_at_zero", False):
-            nn.init.zeros_(module.weight)  # type: ignore[arg-type]
-        elif isinstance(module, nn.Linear | nn.Embedding):
-            depth = 2 * self.config.layers if getattr(module, "ends_residual", False) else 1
-            nn.init.normal_(module.weight, std=0.02 / depth**0.5)
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=getattr(module, "std", 0.02))
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed
@@ -311,10 +310,11 @@ class CrystalPolicy(PreTrainedModel):
                 cache.told = told
             told = None if cache.told is None else cache.told[: len(x)]
         for layer, block in enumerate(self.blocks):
-            x = block(x if told is None else x + told[:, layer], cos, sin, cache, layer)
+            here = None if told is None else (told[:, 2 * layer], told[:, 2 * layer + 1])
+            x = block(x, here, cos, sin, cache, layer)
         if cache is not None:
             cache.length += input_ids.shape[1]
-        return self.norm(x if told is None else x + told[:, -1])
+        return self.norm(x) if told is None else self.norm(x) + told[:, -1]
 
     @classmethod
     def load(cls, name: str, representation: str | None = None) -> tuple[CrystalPolicy, PromptTable]:

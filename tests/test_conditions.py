@@ -293,7 +293,7 @@ def test_embeddings_are_smooth_in_the_bins_by_hand():
     both = x[4] + x[5]  # of the two properties
     inner = policy.told.into.weight @ (both / (both.square().mean() + 1e-6).sqrt() * policy.told.norm.weight)
     by_hand = policy.told.out.weight @ (inner * inner.sigmoid())
-    assert told.shape == (1, 3, 1, 32) and torch.allclose(told.flatten(), by_hand, atol=1e-5)
+    assert told.shape == (1, 5, 1, 32) and torch.allclose(told.flatten(), by_hand, atol=1e-5)
 
 
 @torch.no_grad()
