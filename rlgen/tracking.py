@@ -228,7 +228,8 @@ def crystal_picture(structure: Structure) -> Figure:
     corners = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), -1).reshape(-1, 3)
     images = (structure.frac_coords % 1)[:, None] + corners
     inside = (images <= 1 + 1e-3).all(-1)
-    numbers = np.repeat(np.array(structure.atomic_numbers)[:, None], 8, axis=1)[inside]
+    known = np.minimum(structure.atomic_numbers, len(jmol_colors) - 1)  # the heaviest have no colour
+    numbers = np.repeat(known[:, None], 8, axis=1)[inside]
     x, y = np.radians([-76.0, 17.0])  # c upwards, turned a little so that no two edges coincide
     turn_x = np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
     turn_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
