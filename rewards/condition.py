@@ -11,7 +11,7 @@ import numpy as np
 from pymatgen.core import Composition, Structure
 
 from rewards.guards import refuse
-from rlgen.conditions import CATEGORIES, NUMBER_OF, Category, Transform, known, read, symbols
+from rlgen.conditions import ALWAYS, CATEGORIES, NUMBER_OF, Category, Transform, known, read, symbols
 from rlgen.predictors import Predictor, predictor_of
 from rlgen.properties import PROPERTIES
 from rlgen.protostructure import MIRRORED
@@ -50,12 +50,13 @@ class ConditionMatch:
     system, stability, formula and elements are met or not (1 or 0); the space group of a mirror image counts as the one
     asked for.
 
-    properties: what counts of what is asked; null: all. combine: "mean", or "geometric", which wants all of them at
-    once. functions: what gives a property, as "my.module:function" (from a Structure to a number), besides what
-    `rlgen.predictors` has; of a category it gives the place of the name, of stability the energy. scales: of properties
-    as `rlgen.conditions` reads them (kind, low, high; threshold): on a logarithmic scale distances are those of the
-    logarithms, and tolerance and width hold above what is asked. energy, hull: of e_above_hull and stability. closest,
-    vacuum: of the guards, as of the stability reward.
+    properties: what counts of what is asked; null: all, but what prompts always tell (space group, number of atoms,
+    element), which the grammar sees to or `off_prompt` punishes, only where nothing else is asked. combine: "mean", or
+    "geometric", which wants all of them at once. functions: what gives a property, as "my.module:function" (from a
+    Structure to a number), besides what `rlgen.predictors` has; of a category it gives the place of the name, of
+    stability the energy. scales: of properties as `rlgen.conditions` reads them (kind, low, high; threshold): on a
+    logarithmic scale distances are those of the logarithms, and tolerance and width hold above what is asked. energy,
+    hull: of e_above_hull and stability. closest, vacuum: of the guards, as of the stability reward.
 
     Where a property cannot be had, the crystal has no match and has failed; so has one whose geometry the guards
     refuse, if it was asked for a number that such a geometry can feign.
@@ -119,8 +120,12 @@ class ConditionMatch:
             for i, text in zip(rows, why, strict=True):
                 if text:
                     reasons[i] = f"{reasons[i]}, {name}: {text}".removeprefix(", ")
-        matches = [match for column, match in columns.items() if column.startswith("match_")]
-        raw = self._combined(np.array(matches).reshape(len(matches), count).T)
+        matches = {column.removeprefix("match_"): match for column, match in columns.items()
+                   if column.startswith("match_")}
+        if self.properties is None:  # more is asked than what prompts always tell: that would only drown it
+            more = ~np.isnan([match for name, match in matches.items() if name not in ALWAYS] or [[np.nan] * count])
+            matches |= {name: np.where(more.any(0), np.nan, matches[name]) for name in ALWAYS if name in matches}
+        raw = self._combined(np.array(list(matches.values())).reshape(len(matches), count).T)
         raw[[bool(reason) for reason in reasons]] = np.nan
         return raw, reasons, columns
 

@@ -77,12 +77,20 @@ def test_a_mirror_image_is_as_asked():
 
 
 def test_several_are_combined():
-    asked = {"space_group": 225, "crystal_system": "cubic", "density": SALT.density + 2.2, "element": "K"}
-    assert score(SALT, asked) == pytest.approx((1 + 1 + 0.5 + 0) / 4)
+    asked = {"formula": "KCl", "crystal_system": "cubic", "density": SALT.density + 2.2}
+    assert score(SALT, asked) == pytest.approx((0 + 1 + 0.5) / 3)
     assert score(SALT, asked, combine="geometric") == 0
-    asked.pop("element")
-    assert score(SALT, asked, combine="geometric") == pytest.approx(0.5 ** (1 / 3))
+    asked.pop("formula")
+    assert score(SALT, asked, combine="geometric") == pytest.approx(0.5 ** (1 / 2))
     assert score(SALT, asked, properties=["density"]) == pytest.approx(0.5)
+    # What prompts always tell counts where nothing else does, or where it is named.
+    told = {"space_group": 225, "n_atoms": 4, "element": "K"}
+    assert score(SALT, told) == pytest.approx((1 + 0.5 + 0) / 3)
+    assert score(SALT, told | asked) == score(SALT, asked) == pytest.approx((1 + 0.5) / 2)
+    named = ["space_group", "density", "element"]
+    assert score(SALT, told | asked, properties=named) == pytest.approx((1 + 0.5 + 0) / 3)
+    mixed = ConditionMatch().measure([SALT] * 3, [told | asked, told, {}])
+    assert mixed == pytest.approx([0.75, 0.5, 1])
     assert score(SALT, {"space_group": 1}, properties=["density"]) == 1  # nothing that counts was asked
 
 
@@ -159,7 +167,7 @@ def test_measured_values_and_matches_are_kept_beside_the_score():
     assert np.isnan(columns["measured_density"][2:]).all()
     assert columns["measured_space_group"][[1, 3]].tolist() == [225, 225]
     assert columns["match_space_group"][[1, 3]].tolist() == [1, 0] and columns["match_element"][4] == 1
-    expected = [columns["match_density"][0], (columns["match_density"][1] + 1) / 2, 1, 0, 1]
+    expected = [columns["match_density"][0], columns["match_density"][1], 1, 0, 1]
     assert columns["condition_score"].tolist() == expected
     scalars = tracking.breakdown_scalars(scored)
     assert scalars["condition/density_error"] == pytest.approx(np.abs(columns["measured_density"][:2] - 3).mean())
