@@ -605,6 +605,18 @@ def test_a_policy_learns_to_heed_what_is_asked(salts):
     assert free.std() > 0.7  # nothing asked: all sizes
 
 
+def test_the_shipped_policy_that_knows_properties_heeds_them():
+    policy, prompts = CrystalPolicy.load("asked")
+    assert set(policy.representation.conditions) == set(prompts.properties) == {
+        "density", "hhi_production", "hhi_reserve", "e_above_hull", "stability", "band_gap"}
+    rng = np.random.default_rng(0)
+    same = prompts.answering({"n_atoms": 4}, 48, rng, policy.representation.possible)  # all else alike
+    policy.guide(2.0)
+    light, heavy = ([s.density for s in decode(policy, sample(policy, [c | {"density": asked} for c in same],
+                                                              torch.Generator().manual_seed(0)))] for asked in (3.0, 12.0))
+    assert np.median(heavy) > np.median(light) + 2  # g/cm³
+
+
 # Sampling
 
 
