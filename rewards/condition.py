@@ -122,9 +122,10 @@ class ConditionMatch:
                     reasons[i] = f"{reasons[i]}, {name}: {text}".removeprefix(", ")
         matches = {column.removeprefix("match_"): match for column, match in columns.items()
                    if column.startswith("match_")}
-        if self.properties is None:  # more is asked than what prompts always tell: that would only drown it
-            more = ~np.isnan([match for name, match in matches.items() if name not in ALWAYS] or [[np.nan] * count])
-            matches |= {name: np.where(more.any(0), np.nan, matches[name]) for name in ALWAYS if name in matches}
+        others = [match for name, match in matches.items() if name not in ALWAYS]
+        if self.properties is None and others:  # what prompts always tell would only drown them
+            more = ~np.isnan(others).all(0)
+            matches |= {name: np.where(more, np.nan, matches[name]) for name in ALWAYS if name in matches}
         raw = self._combined(np.array(list(matches.values())).reshape(len(matches), count).T)
         raw[[bool(reason) for reason in reasons]] = np.nan
         return raw, reasons, columns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,16 @@ from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.sampler import decode, sample
 from rlgen.types import Condition, CrystalError
+
+#: Weight of guidance where a property is asked for and nothing else is said; measured in docs/conditions.md.
+GUIDANCE = 2.0
+
+
+def guidance(given: float | None, policy: CrystalPolicy, asked: Iterable[Mapping[str, Any]]) -> float:
+    """The weight that is given, or else `GUIDANCE` if any of what is asked is a property that the policy knows."""
+    if given is not None:
+        return given
+    return GUIDANCE if any(set(one) & set(policy.representation.conditions) for one in asked) else 1.0
 
 
 def answering(policy: CrystalPolicy, prompts: PromptTable, asked: Mapping[str, Any], n: int, rng: np.random.Generator

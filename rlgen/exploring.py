@@ -21,7 +21,7 @@ from rewards.stability import LEFT_FORCE, Stability
 from rewards.validity import Validity
 from rlgen import energies, samples
 from rlgen.config import device_of
-from rlgen.drawing import answering, drawn
+from rlgen.drawing import answering, drawn, guidance
 from rlgen.evaluation import describe
 from rlgen.reference import duplicate_groups
 from rlgen.relaxing import Relaxed, relax_samples, summary
@@ -39,7 +39,7 @@ def search(config: Any, asked: Mapping[str, Any]) -> tuple[list[Structure], pd.D
     started = time.monotonic()
     policy, prompts = CrystalPolicy.load(config.policy, config.representation)
     policy.to(device_of(config.device))  # type: ignore[arg-type]
-    policy.guide(config.guidance)
+    policy.guide(guidance(config.guidance, policy, [asked]))
     conditions = answering(policy, prompts, asked, config.n, np.random.default_rng(config.seed))
     generator = torch.Generator(policy.device).manual_seed(config.seed)
     crystals, _ = drawn(policy, conditions, generator, batch=config.batch, temperature=config.temperature)

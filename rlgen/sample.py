@@ -14,7 +14,7 @@ from policies.prompts import PromptTable
 from rlgen import samples
 from rlgen.asking import combinations
 from rlgen.config import device_of, main, plain
-from rlgen.drawing import answering, drawn
+from rlgen.drawing import answering, drawn, guidance
 from rlgen.formats import chosen
 from rlgen.infill import infill
 from rlgen.types import CrystalError, UserError
@@ -24,7 +24,6 @@ def run(config: Any) -> None:
     chosen(config.formats)  # a mistake is found before any work is done
     policy, prompts = CrystalPolicy.load(config.policy, config.representation)
     policy.to(device_of(config.device))  # type: ignore[arg-type]
-    policy.guide(config.guidance)
     generator = torch.Generator(policy.device).manual_seed(config.seed)
     started = time.monotonic()
     if (config.infill is None) != (config.mask is None):
@@ -47,6 +46,7 @@ def _drawn(config: Any, policy: CrystalPolicy, prompts: PromptTable, generator: 
     log-probabilities."""
     rng = np.random.default_rng(config.seed)
     asked = combinations(plain(config.condition))
+    policy.guide(guidance(config.guidance, policy, asked))
     conditions = [condition for one in asked for condition in answering(policy, prompts, one, config.n, rng)]
     crystals, logprobs = drawn(policy, conditions, generator, batch=config.batch, temperature=config.temperature)
     return crystals, {"condition": conditions, "logprob": logprobs,
@@ -56,6 +56,7 @@ def _drawn(config: Any, policy: CrystalPolicy, prompts: PromptTable, generator: 
 def _completed(config: Any, policy: CrystalPolicy, generator: torch.Generator
                ) -> tuple[list[Structure | CrystalError], dict[str, list]]:
     """n completions of the crystal in a file, and what was masked in it."""
+    policy.guide(guidance(config.guidance, policy, [plain(config.condition)]))
     found = samples.read(config.infill).crystals
     if len(found) != 1 or isinstance(found[0], CrystalError):
         raise UserError(f"infill={config.infill} must hold one crystal: {found[0] if found else 'it holds none'}")

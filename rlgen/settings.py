@@ -204,7 +204,7 @@ class SampleConfig:
     seed: int = 0
     batch: int = 256
     temperature: float = 1.0
-    guidance: float = 1.0
+    guidance: float | None = None
     condition: dict[str, Any] = field(default_factory=dict)
     infill: str | None = None
     mask: str | None = None
@@ -289,7 +289,7 @@ class SearchConfig:
     seed: int = 0
     batch: int = 256
     temperature: float = 1.0
-    guidance: float = 1.0
+    guidance: float | None = None
     energy: str = "auto"
     data: str = "shipped"
     fmax: float = 0.1

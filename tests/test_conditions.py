@@ -30,6 +30,7 @@ from rlgen.conditions import (
 )
 from rlgen.config import load
 from rlgen.data import Record
+from rlgen.drawing import GUIDANCE, guidance
 from rlgen.encoded import encode
 from rlgen.labels import label, labels, scales
 from rlgen.pretrain import run as pretrain
@@ -634,6 +635,14 @@ def test_the_shipped_policy_that_knows_properties_heeds_them():
     ({"element": "Li-O,No"}, [{"element": "Li-O"}, {"element": "No"}])])
 def test_several_values_are_every_combination(given, expected):
     assert combinations(given) == expected
+
+
+def test_guidance_is_by_default_where_a_property_is_asked_for():
+    policy = policy_of(made("orbits", max_atoms=6))
+    assert guidance(None, policy, [{"space_group": 225}, {"density": 3}]) == GUIDANCE == 2.0
+    assert guidance(None, policy, [{"space_group": 225, "formula": "NaCl"}, {}]) == 1.0
+    assert guidance(1.5, policy, [{}]) == 1.5 and guidance(0.0, policy, [{"density": 3}]) == 0.0
+    assert guidance(None, policy_of(make("orbits", max_atoms=6)), [{"n_atoms": 2}]) == 1.0
 
 
 def test_no_value_is_the_users_mistake():
