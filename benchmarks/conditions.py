@@ -9,9 +9,9 @@ several together as crystals of the data have them. `compare=runs/tuned/policy` 
 from it, the same. Writes tables (conditions.json, conditions.md) and plots into `output`.
 
 mae: mean distance of what was measured from what was asked, over valid crystals, in the property's unit. hit: within
-5 % of the range of its scale, or the right category, or above the limit; hit, valid and unique are shares of all
-samples. Energies above the hull are those of crystals that a potential (`energy=`) has relaxed, by 40 steps at most, as
-are those of the data; all else is measured as written.
+5 % of the range of its scale, or the right category, or above the limit; new: hits that are no crystal of MP-20. hit,
+new, valid and unique are shares of all samples. Energies above the hull are those of crystals that a potential
+(`energy=`) has relaxed, by 40 steps at most, as are those of the data; all else is measured as written.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from rlgen.drawing import answering, drawn
 from rlgen.predictors import predictor_of
 from rlgen.properties import PROPERTIES
 from rlgen.protostructure import MIRRORED
-from rlgen.reference import duplicate_groups
+from rlgen.reference import Reference, duplicate_groups
 from rlgen.types import CrystalError, UserError
 
 #: Share of the range of a scale within which a number counts as hit.
@@ -113,7 +113,7 @@ def draw(policy: CrystalPolicy, prompts: PromptTable, targets: list[dict[str, An
 
 
 def judge(ask: str, scales: dict[str, Any], targets: list[dict[str, Any]], n: int,
-          crystals: list[Structure | CrystalError], energy: str) -> dict[str, Any]:
+          crystals: list[Structure | CrystalError], energy: str, known: Reference) -> dict[str, Any]:
     """One row of the table, with every pair of asked and found."""
     check, (names, limit) = Validity().check, parse(ask)
     valid = [i for i, c in enumerate(crystals) if not isinstance(c, CrystalError) and not check(c)]
@@ -135,17 +135,19 @@ def judge(ask: str, scales: dict[str, Any], targets: list[dict[str, Any]], n: in
         row[f"hit {name}"] = float(hit.mean())
         row[f"pairs {name}"] = [[a, f] for a, f in zip(asked, found, strict=True) if f == f]  # not NaN
         hits &= hit
-    return row | {"hit": float(hits.mean())}
+    novel = np.zeros(len(crystals), bool)
+    novel[valid] = [not known.contains(crystal) for crystal in some]
+    return row | {"hit": float(hits.mean()), "new": float((hits & novel).mean())}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """In Markdown: a row for what was asked, a policy and a weight; the errors of all that has one."""
-    lines = ["| asked | policy | weight | hit | mean error | valid | unique |", "|---|---|---|---|---|---|---|"]
+    lines = ["| asked | policy | weight | hit | new | mean error | valid | unique |", "|---|---|---" + "|---" * 5 + "|"]
     for row in rows:
         errors = ", ".join(f"{row[key]:.3g} {unit_of(key.removeprefix('mae '))}".rstrip() for key in row
                            if key.startswith("mae "))
-        lines.append(f"| {row['ask']} | {row['policy']} | {row['weight']:g} | {row['hit']:.1%} | {errors} | "
-                     f"{row['valid']:.1%} | {row['unique']:.1%} |")
+        lines.append(f"| {row['ask']} | {row['policy']} | {row['weight']:g} | {row['hit']:.1%} | {row['new']:.1%} | "
+                     f"{errors} | {row['valid']:.1%} | {row['unique']:.1%} |")
     return "\n".join(lines) + "\n"
 
 
@@ -215,6 +217,7 @@ def main(policy: str, compare: str = "", ask: str = "", weights: str = "0,1,1.5,
     if not scales:
         raise UserError(f"policy={policy} was trained on no properties: python -m rlgen.pretrain conditions=density,…")
     rows: list[dict[str, Any]] = []
+    known = Reference.load("shipped:all")
     for asked in ask.split(",") if ask else asks_of(scales):
         wanted = targets_of(asked, prompts, int(targets), np.random.default_rng(int(seed)))
         for name, one in loaded.items():
@@ -223,7 +226,7 @@ def main(policy: str, compare: str = "", ask: str = "", weights: str = "0,1,1.5,
                 crystals = draw(one, prompts, wanted, int(n), weight, int(seed))
                 row = {"ask": asked, "policy": name, "weight": weight, "samples": len(crystals),
                        "seconds": time.process_time() - began}
-                rows.append(row | judge(asked, scales, wanted, int(n), crystals, energy))
+                rows.append(row | judge(asked, scales, wanted, int(n), crystals, energy, known))
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
