@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pandas as pd
@@ -65,6 +66,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, closed):
         first._writer.close()
         with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
             file.write('{"step": 7, "reward/to')
+    time.sleep(1.1)  # TensorBoard reads files in the order of their names, which have the second they begin in
     with tracking.Run(tmp_path / "cut", CONFIG, resume=4) as run:
         work(run, range(5, 8))
 
