@@ -36,7 +36,7 @@ def update(learner, seed, rewards=None, **options):
 # Learning
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_mean_reward_rises(name, seed):
     learner = learner_of(name, tiny(seed))

@@ -261,14 +261,14 @@ def test_what_can_still_get_its_group():
 
 
 def test_rollouts_keep_to_what_is_asked(policy):
-    conditions = some_prompts(400)
+    conditions = some_prompts(200)
     found = decode(policy, rollout(policy, conditions))
     assert all(isinstance(s, Structure) for s in found)
     assert all(len(s) == c["n_atoms"] for s, c in zip(found, conditions, strict=True))
     assert all(c["element"] in s.symbol_set for s, c in zip(found, conditions, strict=True))
     # spglib takes minutes for cells of 1.5 by 100 Å.
     ordinary = [(s, c) for s, c in zip(found, conditions, strict=True) if max(s.lattice.abc) < 10 * min(s.lattice.abc)]
-    assert len(ordinary) > 100
+    assert len(ordinary) > 50
     assert np.mean([group_of(s) == c["space_group"] for s, c in ordinary]) >= 0.99
     # Cells of 1.5 by 100 Å can leave no place for the last atom.
     assert np.mean([not GEOMETRY.check(s) for s in found]) >= 0.99
