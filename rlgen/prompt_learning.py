@@ -21,8 +21,8 @@ from rlgen.types import Condition
 
 #: Samples' worth of belief that a feature earns like any other (ridge).
 SHRINK = 16.0
-#: The steepest weights that are tried: exp(STEEPEST · value).
-STEEPEST = 64.0
+#: The steepest weights: exp(STEEPEST · value). While little is known, values are small, and so is what they change.
+STEEPEST = 8.0
 
 
 class PromptLearning:

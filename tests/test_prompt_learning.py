@@ -49,6 +49,12 @@ def test_what_earns_more_is_asked_more_as_far_as_diversity_stays(keep):
         np.exp(-p * np.log(p) - (1 - p) * np.log(1 - p)) / 2, rel=1e-5)
 
 
+def test_little_evidence_moves_little():
+    learning = PromptLearning(TABLE)
+    learning.observe([{"space_group": 225}, {"space_group": 221}], np.array([1.0, 0.0]), 0.5)
+    assert 1 < learning.current.weights.max() / learning.current.weights.min() < 1.8
+
+
 def test_without_differences_nothing_moves():
     learning, rng = PromptLearning(TABLE), np.random.default_rng(0)
     conditions = TABLE.sample(256, rng)
