@@ -108,12 +108,12 @@ class Block(nn.Module):
         for last in (self.out, self.down):
             last.std = 0.02 / (2 * config.layers) ** 0.5  # type: ignore[assignment]  # for _init_weights
 
-    def forward(self, x: torch.Tensor, told: Sequence[torch.Tensor] | None, cos: torch.Tensor, sin: torch.Tensor,
-                cache: Cache | None, layer: int) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, told: tuple[torch.Tensor, torch.Tensor] | None, cos: torch.Tensor,
+                sin: torch.Tensor, cache: Cache | None, layer: int) -> torch.Tensor:
         """(B, T, D) of x (B, T, D). told: what is added to the input of each half, (B, 1, D), if anything."""
         b, t, d = x.shape
-        into_attention, into_mlp = told or (0.0, 0.0)
-        q, k, v = self.qkv(self.attention_norm(x) + into_attention).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        normed = self.attention_norm(x) if told is None else self.attention_norm(x) + told[0]
+        q, k, v = self.qkv(normed).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
@@ -125,7 +125,8 @@ class Block(nn.Module):
         else:
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=t > 1)
         x = x + self.dropout(self.out(attended.to(x.dtype).transpose(1, 2).reshape(b, t, d)))
-        gate, up = self.gate_up(self.mlp_norm(x) + into_mlp).chunk(2, -1)
+        normed = self.mlp_norm(x) if told is None else self.mlp_norm(x) + told[1]
+        gate, up = self.gate_up(normed).chunk(2, -1)
         return x + self.dropout(self.down(F.silu(gate) * up))
 
 

@@ -60,7 +60,7 @@ class PromptTable:
         """(M,) how much of what is asked is each row's. power: as of `sample`."""
         shares = np.ones(len(self)) if self.weights is None else self.weights.astype(float)
         if power != 1:
-            _, cell = self._cells()
+            _, cell = self.cells()
             shares = shares * np.bincount(cell, shares)[cell] ** (power - 1.0)
         return shares / shares.sum()
 
@@ -87,11 +87,11 @@ class PromptTable:
 
     def shares(self, power: float = 1.0) -> dict[tuple[int, int], float]:
         """How much of what is asked with this `power` goes to each pair of space group and number of atoms."""
-        pairs, cell = self._cells()
+        pairs, cell = self.cells()
         found = np.bincount(cell, self.shares_of_rows(power))
         return {(int(group), int(n)): float(share) for (group, n), share in zip(pairs, found, strict=True)}
 
-    def _cells(self) -> tuple[np.ndarray, np.ndarray]:
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
         """Pairs of space group and size (K, 2), and which of them each crystal has (M,)."""
         columns = np.stack([self.space_group, self.n_atoms], axis=1)
         pairs, cell = np.unique(columns, axis=0, return_inverse=True)

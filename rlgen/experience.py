@@ -96,7 +96,7 @@ class Collector:
     pool: RewardPool | None
 
     def __init__(self, prompts: PromptTable, config: Any):
-        self._prompts, self.config = prompts, config
+        self.config = config
         self.memory = Memory(config.memory, lambda group, n_atoms: self._asked[group, n_atoms])
         self.replay = Replay(config.replay)
         self.learning = PromptLearning(prompts)
@@ -104,15 +104,15 @@ class Collector:
     @property
     def prompts(self) -> PromptTable:
         """What is asked now."""
-        return self.learning.current if self.config.prompts.diversity < 1 else self._prompts
+        return self.learning.current if self.config.prompts.diversity < 1 else self.learning.prompts
 
     def enter(self, pool: RewardPool | None, config: Any) -> None:
         """From now on score with this pool, which only the first process has, by the settings of the run's stage."""
         self.pool, self.config = pool, config
-        self.asking = Asking(self._prompts, config)
+        self.asking = Asking(self.learning.prompts, config)
         self._asked: dict[tuple[int, int], float] = defaultdict(float)
         if not self.asking.asked:
-            self._count_asked(self._prompts.shares(config.prompts.power))
+            self._count_asked(self.learning.prompts.shares(config.prompts.power))
         #: Rewards earned under another are no longer comparable.
         self.meaning = f"{plain(config.reward)}, {config.energy}, off_prompt {config.off_prompt}"
         self.replay.begin(self.meaning)
@@ -193,9 +193,8 @@ class Collector:
 
     def save(self, folder: Path) -> None:
         """What was found so far, for a checkpoint."""
-        checkpoint.save_state(folder / "memory", {
-            "memory": self.memory.state(), "replay": self.replay.state(),
-            "prompts": self.learning.state()})
+        checkpoint.save_state(folder / "memory", {"memory": self.memory.state(), "replay": self.replay.state(),
+                                                  "prompts": self.learning.state()})
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote; the collector must be a new one."""

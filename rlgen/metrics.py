@@ -75,7 +75,7 @@ def median(values: Sequence[float] | np.ndarray, rng: np.random.Generator, *, re
 def exp_entropy(labels: Iterable[Hashable]) -> float:
     """exp(−Σ p ln p) over the labels' shares p: 1 when all are equal, C when C labels are equally frequent."""
     counts = np.array(list(Counter(labels).values()), dtype=float)
-    return float(_exp_entropy(counts[None])[0]) if len(counts) else math.nan
+    return float(exp_entropies(counts[None])[0]) if len(counts) else math.nan
 
 
 def diversity(
@@ -105,7 +105,7 @@ def diversity(
         for row, sample in enumerate(labelled):
             carries[row, [columns[label] for label in sample]] = 1
         parts = [_counts(draws) @ carries for draws in _draws(n, resamples, rng)]
-    entropies = np.log(np.concatenate([_exp_entropy(part) for part in parts]))
+    entropies = np.log(np.concatenate([exp_entropies(part) for part in parts]))
     low, high = _percentiles(np.exp(entropies - entropies.mean() + math.log(value)))
     return Estimate(value, max(1.0, low), high)
 
@@ -173,7 +173,7 @@ def within(a: np.ndarray, b: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.
     return near_a, near_b
 
 
-def _exp_entropy(counts: np.ndarray) -> np.ndarray:
+def exp_entropies(counts: np.ndarray) -> np.ndarray:
     """Exp-entropy (R,) of counts (R, C); a count of 0 adds nothing."""
     shares = counts / counts.sum(axis=1, keepdims=True)
     logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)

@@ -1,15 +1,15 @@
 """Which prompts are worth asking, learnt from what their crystals earned, as far as diversity allows.
 
-A policy answers prompts that are drawn from the data, and how much a crystal earns depends more on its prompt than on
-anything the policy can still choose. So the distribution of prompts is the first thing that a generator can learn: this
-estimates what space groups, sizes and elements earn, and draws those more often that earn more, up to where the
-diversity of what is asked falls to a given share of the data's.
+A policy answers prompts that are drawn from the data, and learners compare crystals of one prompt only: that some
+prompts earn more than others teaches the policy nothing. This estimates what space groups, sizes and elements earn, and
+draws those more often that earn more, up to where the diversity of what is asked falls to a given share of the data's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from pymatgen.core import Element
 from scipy.sparse import csr_matrix
 
 from policies.prompts import PromptTable
+from rlgen.conditions import symbols
+from rlgen.metrics import exp_entropies
 from rlgen.types import Condition
 
 #: Samples' worth of belief that a feature earns like any other (ridge).
@@ -30,26 +32,38 @@ class PromptLearning:
 
     def __init__(self, prompts: PromptTable):
         self.prompts = self.current = prompts
-        self.groups, self.group = np.unique(prompts.space_group, return_inverse=True)
-        self.sizes, self.size = np.unique(prompts.n_atoms, return_inverse=True)
-        self.elements = np.unique(prompts.elements[prompts.elements > 0])
-        _, self.pair = np.unique(self.group * len(self.sizes) + self.size, return_inverse=True)
-        count = len(self.groups) + len(self.sizes) + len(self.elements)
-        self.gram, self.earned = np.zeros((count + 1, count + 1)), np.zeros(count + 1)  # the last is the mean
-        self.rows = self._rows()
+        #: Sums over all samples, with a last place for the mean; numbers until there are any.
+        self.gram: Any = 0.0
+        self.earned: Any = 0.0
 
-    def _rows(self) -> csr_matrix:
+    @cached_property
+    def features(self) -> dict[tuple[str, Any], int]:
+        """The place of every space group, size and element of the table."""
+        p = self.prompts
+        elements = np.unique(p.elements[p.elements > 0]).tolist()
+        found = [*(("space_group", group) for group in np.unique(p.space_group).tolist()),
+                 *(("n_atoms", size) for size in np.unique(p.n_atoms).tolist()),
+                 *(("element", Element.from_Z(z).symbol) for z in elements)]
+        return {feature: place for place, feature in enumerate(found)}
+
+    @cached_property
+    def rows(self) -> csr_matrix:
         """(M, features) of the table: its group, its size, and a share of each of its elements, one of which is told.
         """
         p = self.prompts
-        there = p.elements > 0
-        of, places = np.nonzero(there)
-        element = np.searchsorted(self.elements, p.elements[of, places])
-        g, n = len(self.groups), len(self.sizes)
-        rows = np.arange(len(p))
-        features = np.concatenate([self.group, g + self.size, g + n + element])
-        share = np.concatenate([np.ones(2 * len(p)), (1 / there.sum(1))[of]])
-        return csr_matrix((share, (np.concatenate([rows, rows, of]), features)), (len(p), len(self.earned) - 1))
+        groups, group = np.unique(p.space_group, return_inverse=True)
+        sizes, size = np.unique(p.n_atoms, return_inverse=True)
+        of, places = np.nonzero(p.elements)
+        _, element = np.unique(p.elements[of, places], return_inverse=True)
+        rows, first = np.arange(len(p)), len(groups) + len(sizes)
+        columns = np.concatenate([group, len(groups) + size, first + element])
+        share = np.concatenate([np.ones(2 * len(p)), (1 / np.count_nonzero(p.elements, axis=1))[of]])
+        return csr_matrix((share, (np.concatenate([rows, rows, of]), columns)), (len(p), len(self.features)))
+
+    @cached_property
+    def cell(self) -> np.ndarray:
+        """(M,) which pair of space group and size each row of the table has."""
+        return self.prompts.cells()[1]
 
     def observe(self, conditions: Sequence[Condition], rewards: np.ndarray, keep: float) -> None:
         """Take in what samples (B) of some prompts earned (B,), and weight the table by what is known now.
@@ -57,16 +71,12 @@ class PromptLearning:
         keep: the share that stays of the exp-entropies of space groups, of these with sizes, and of elements, and of
         the mean size.
         """
-        g, n = len(self.groups), len(self.sizes)
-        x = np.zeros((len(conditions), len(self.earned)))
+        x = np.zeros((len(conditions), len(self.features) + 1))
         x[:, -1] = 1.0
         for row, condition in zip(x, conditions, strict=True):
-            for key, known, first in (("space_group", self.groups, 0), ("n_atoms", self.sizes, g)):
-                if key in condition and (at := np.searchsorted(known, condition[key])) < len(known):
-                    row[first + at] = known[at] == condition[key]
-            z = Element(condition["element"].split("-")[0]).Z if condition.get("element") else 0
-            if z and (at := np.searchsorted(self.elements, z)) < len(self.elements):
-                row[g + n + at] = self.elements[at] == z
+            told = [(key, condition.get(key)) for key in ("space_group", "n_atoms")]
+            told += [("element", symbol) for symbol in symbols(condition.get("element"))[:1]]  # the first is told
+            row[[self.features[feature] for feature in told if feature in self.features]] = 1.0
         self.gram = self.gram + x.T @ x  # `state` may be held by others
         self.earned = self.earned + x.T @ rewards
         self.current = self.prompts.weighted(self.weights(self.values(), keep))
@@ -95,10 +105,10 @@ class PromptLearning:
 
     def diversity(self, weights: np.ndarray) -> np.ndarray:
         """(4,) exp-entropies of space groups, of these with sizes, of elements, and the mean size."""
-        of_elements = (weights @ self.rows)[len(self.groups) + len(self.sizes) :]
-        shares = [np.bincount(self.group, weights), np.bincount(self.pair, weights), of_elements]
-        entropies = [float(np.exp(-sum(p[p > 0] * np.log(p[p > 0])))) for p in shares]
-        return np.array([*entropies, weights @ self.prompts.n_atoms])
+        of = weights @ self.rows
+        kinds = np.array([kind for kind, _ in self.features])
+        shares = [of[kinds == "space_group"], np.bincount(self.cell, weights), of[kinds == "element"]]
+        return np.array([*(exp_entropies(part[None])[0] for part in shares), weights @ self.prompts.n_atoms])
 
     def scalars(self) -> dict[str, float]:
         """How far what is asked is from the data: the share of each diversity that is left, and the KL in nats."""
