@@ -20,6 +20,7 @@ REWARDS: dict[str, str] = {
     "novelty": "rewards.novelty:Novelty",
     "uniqueness": "rewards.uniqueness:Uniqueness",
     "stability": "rewards.stability:Stability",
+    "formation": "rewards.formation:Formation",
     "spread": "rewards.spread:Spread",
     "condition": "rewards.condition:ConditionMatch",
 }

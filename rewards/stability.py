@@ -148,7 +148,7 @@ class Stability:
                 (result.energy, result.max_force, result.structure or structure, result.error or "")
                 for structure, result in zip(structures, results, strict=True)
             ]
-        points = potential.evaluate(structures, forces=self._largest_force < np.inf)
+        points = potential.evaluate(structures, forces=potential.has_forces and self._largest_force < np.inf)
         return [
             (point.energy, _force(point, structure), structure, point.error or "")
             for structure, point in zip(structures, points, strict=True)

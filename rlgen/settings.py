@@ -91,6 +91,7 @@ class RewardConfig:
     uniqueness: dict[str, Any] = field(default_factory=dict)
     spread: dict[str, Any] = field(default_factory=dict)
     stability: dict[str, Any] = field(default_factory=dict)
+    formation: dict[str, Any] = field(default_factory=dict)
     condition: dict[str, Any] = field(default_factory=dict)
 
 

@@ -24,6 +24,7 @@ POTENTIALS = {
     "m3gnet": "rlgen.energies.m3gnet:M3GNetPotential",
     "tensornet": "rlgen.energies.tensornet:TensorNetPotential",
     "chgnet": "rlgen.energies.chgnet:CHGNetPotential",
+    "megnet": "rlgen.energies.megnet:MEGNetPotential",
 }
 
 
@@ -48,13 +49,15 @@ class PointResult:
 class Potential(Protocol):
     """A loaded potential. Energies of two potentials compare only where `scale` is the same.
 
-    allow_isolated: evaluate atoms without neighbours too, which only reference crystals may have.
+    allow_isolated: evaluate atoms without neighbours too, which only reference crystals may have. has_forces: False of
+    what gives a relaxed crystal's energy whatever the geometry: nothing relaxes in it.
     """
 
     name: str
     scale: str
     elements: frozenset[str]
     allow_isolated: bool
+    has_forces: bool
 
     def evaluate(self, structures: Sequence[Structure], forces: bool = True) -> list[PointResult]: ...
 

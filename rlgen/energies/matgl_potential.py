@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Self
 import torch
 from pymatgen.core import Element
 
+from rlgen.energies import weights
 from rlgen.energies.base import Graph, GraphPotential, PotentialError
 from rlgen.energies.known import TOLERANCE, KnownCrystal, largest_miss
-from rlgen.energies.weights import folder_of
 from rlgen.types import UserError
 
 log = logging.getLogger(__name__)
@@ -34,16 +34,9 @@ class MatglPotential(GraphPotential):
     known: ClassVar[tuple[KnownCrystal, ...]]
 
     def __init__(self, folder: Path):
-        import matgl  # seconds to import: only who evaluates pays for it
-
-        try:
-            # matgl reads both files with torch's weights-only unpickler: a checkpoint cannot run code.
-            potential: Any = matgl.load_model(str(folder)).eval().requires_grad_(False)
-        except Exception as error:  # whatever a broken file makes of matgl
-            raise PotentialError(f"{folder}: matgl cannot load it ({type(error).__name__}: {error})") from error
+        potential = weights.read(folder)
         self._model = potential.model
-        self._mean, self._std = potential.data_mean, potential.data_std
-        self._offsets = potential.element_refs.property_offset.double()
+        self._take_scale(potential)
         self._type_of = torch.full((119,), -1, dtype=torch.long)
         for i, symbol in enumerate(self._model.element_types):
             self._type_of[Element(symbol).Z] = i
@@ -54,7 +47,7 @@ class MatglPotential(GraphPotential):
     @classmethod
     def load(cls) -> Self:
         """The potential from the user's folder, matgl's cache or its hub."""
-        folder = folder_of(cls.checkpoint)
+        folder = weights.folder_of(cls.checkpoint)
         if folder is None:
             raise UserError(
                 f"the weights of {cls.checkpoint} are not here and the hub does not answer: set RLGEN_MODELS to a "
@@ -65,6 +58,11 @@ class MatglPotential(GraphPotential):
     @abstractmethod
     def sum_at_second_atom(self, second: bool) -> None:
         """Choose at which atom of a bond the messages are summed: the second (old checkpoints) or as matgl does now."""
+
+    def _take_scale(self, loaded: Any) -> None:
+        """What makes energies of the network's output: mean, deviation, and each element's offset (eV per atom)."""
+        self._mean, self._std = loaded.data_mean, loaded.data_std
+        self._offsets = loaded.element_refs.property_offset.double()
 
     def settle_convention(self) -> None:
         """Keep the convention under which known crystals have their known energies; refuse if neither gives them."""
@@ -83,14 +81,17 @@ class MatglPotential(GraphPotential):
         log.debug("%s: messages summed at the %s atom", self.checkpoint, "second" if best else "first")
 
     def _energies(self, graph: Graph, positions: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-        types = self._type_of[graph.numbers]
-        batch = SimpleNamespace(
-            node_type=types,
+        batch = self._batch(graph, positions, shifts)
+        energy = self._std * self._model(g=batch).reshape(-1) + self._mean
+        return energy.double().index_add(0, graph.owner, self._offsets[batch.node_type])
+
+    def _batch(self, graph: Graph, positions: torch.Tensor, shifts: torch.Tensor) -> SimpleNamespace:
+        """The crystals as matgl's networks take them."""
+        return SimpleNamespace(
+            node_type=self._type_of[graph.numbers],
             pos=positions,
             edge_index=torch.stack([graph.source, graph.target]),
             pbc_offshift=shifts,
             batch=graph.owner,
             num_graphs=len(graph.counts),
         )
-        energy = self._std * self._model(g=batch).reshape(-1) + self._mean
-        return energy.double().index_add(0, graph.owner, self._offsets[types])

@@ -8,11 +8,15 @@ import threading
 import urllib.request
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+from rlgen.types import UserError
 
 log = logging.getLogger(__name__)
 
 M3GNET = "M3GNet-MP-2021.2.8-PES"
 TENSORNET = "TensorNet-MatPES-PBE-v2025.1-PES"
+MEGNET = "MEGNet-MP-2018.6.1-Eform"
 #: The organisation on the hub that publishes matgl's checkpoints.
 PUBLISHER = "materialyze"
 FILES = ("model.pt", "state.pt", "model.json")
@@ -26,6 +30,20 @@ def folder_of(model: str) -> Path | None:
     if root and _complete(Path(root) / model):
         return Path(root) / model
     return _from_hub(model, offline=True) or (_from_hub(model, offline=False) if _hub_answers() else None)
+
+
+def read(folder: Path) -> Any:
+    """What matgl makes of a checkpoint, to evaluate only; UserError: a broken one."""
+    import matgl  # seconds to import: only who evaluates pays for it
+    import torch
+    from matgl.data.transformer import Normalizer
+
+    # matgl reads the files with torch's weights-only unpickler: a checkpoint cannot run code.
+    torch.serialization.add_safe_globals([Normalizer])  # a mean and a deviation
+    try:
+        return matgl.load_model(str(folder)).eval().requires_grad_(False)
+    except Exception as error:  # whatever a broken file makes of matgl
+        raise UserError(f"{folder}: matgl cannot load it ({type(error).__name__}: {error})") from error
 
 
 def _complete(folder: Path) -> bool:

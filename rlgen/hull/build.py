@@ -133,12 +133,16 @@ def made_elements(references: Sequence[Reference], energy: str, pieces: Pieces) 
         for symbol in bar.track(missing, description="missing elements"):
             key = f"made-{symbol}"
             if key not in pieces.found:
-                crystal = make(symbol, load_potential(energy))
-                if crystal is None:
-                    print(f"{symbol}: no structure relaxed; crystals with it will have no hull")
-                    continue
                 formula = Composition({Element(symbol): 1}).reduced_formula
-                pieces.save({key: Reference(formula, crystal.energy, f"made:{crystal.kind}")})
+                potential = load_potential(energy)
+                if potential.has_forces:
+                    crystal = make(symbol, potential)
+                    if crystal is None:
+                        print(f"{symbol}: no structure relaxed; crystals with it will have no hull")
+                        continue
+                    pieces.save({key: Reference(formula, crystal.energy, f"made:{crystal.kind}")})
+                else:  # energies of formation: an element's is zero by definition
+                    pieces.save({key: Reference(formula, 0.0, "made:by definition")})
             yield pieces.found[key]
 
 

@@ -20,7 +20,7 @@ from pymatgen.core import Element, Lattice, Structure
 
 from rlgen.energies.base import Cell, CellError, Edges, neighbours
 from rlgen.energies.known import cell
-from rlgen.energies.weights import folder_of
+from rlgen.energies.weights import folder_of, read
 from rlgen.types import UserError
 
 log = logging.getLogger(__name__)
@@ -41,14 +41,7 @@ class BandGap:
     source = CHECKPOINT
 
     def __init__(self, folder: Path):
-        import matgl  # seconds to import: only who predicts pays for it
-        from matgl.data.transformer import Normalizer
-
-        torch.serialization.add_safe_globals([Normalizer])  # a mean and a deviation
-        try:
-            wrapped: Any = matgl.load_model(str(folder)).eval().requires_grad_(False)
-        except Exception as error:  # whatever a broken file makes of matgl
-            raise UserError(f"{folder}: matgl cannot load it ({type(error).__name__}: {error})") from error
+        wrapped = read(folder)
         self._model, self._transformer = wrapped.model, wrapped.transformer
         self._type_of = {Element(symbol).Z: i for i, symbol in enumerate(self._model.element_types)}
         self._cutoff = float(self._model.cutoff)
@@ -129,9 +122,14 @@ class BandGap:
     def evaluate_with(self, steps: int, second: bool) -> None:
         """Choose the steps of set2set, and at which atom of a bond messages are summed."""
         self._model.node_s2s.processing_steps = self._model.edge_s2s.n_iters = steps
-        for block in self._model.blocks:
-            conv = block.conv
-            conv.node_update_ = MethodType(_summed_at_second if second else type(conv).node_update_, conv)
+        sum_at_second_atom(self._model, second)
+
+
+def sum_at_second_atom(model: Any, second: bool) -> None:
+    """Choose at which atom of a bond a MEGNet sums its messages: the second (old checkpoints) or as matgl does now."""
+    for block in model.blocks:
+        conv = block.conv
+        conv.node_update_ = MethodType(_summed_at_second if second else type(conv).node_update_, conv)
 
 
 def _summed_at_second(conv: Any, edge_index: torch.Tensor, edge_feat: torch.Tensor, node_feat: torch.Tensor,
