@@ -6,22 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rewards.stability import Stability
-from rlgen.types import UserError
 
 
 @dataclass(frozen=True)
 class Formation(Stability):
     """As `stability`, of the formation energy that MEGNet gives in milliseconds (docs/energies.md).
 
-    MEGNet has seen relaxed crystals only and hardly minds coordinates that are a little off, which a potential punishes:
-    the two err differently, and their mean foretells what a relaxation finds better than either.
+    MEGNet has seen relaxed crystals only and hardly minds coordinates that are a little off, which a potential
+    punishes: the two err differently, and their mean foretells what a relaxation finds better than either.
     """
 
     energy: str = "megnet"
 
     name: ClassVar[str] = "formation"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mode != "single_point":
-            raise UserError(f"formation mode={self.mode}: a model of formation energies has no forces to relax by")
+    guards: ClassVar[str] = "guard_formation"

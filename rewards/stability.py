@@ -11,6 +11,7 @@ from pymatgen.core import Structure
 
 from rewards.guards import GUARDS, refuse
 from rlgen.counters import count
+from rlgen.energies import must_relax
 from rlgen.types import Condition, UserError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Stability:
     cache: bool = True
 
     name: ClassVar[str] = "stability"
+    guards: ClassVar[str] = "guard"  # under which what they refuse is counted
     unit: ClassVar[str] = "eV/atom"
     per_sample: ClassVar[bool] = True
 
@@ -68,6 +70,8 @@ class Stability:
             raise UserError("stability: width, floor, fmax and tolerance must be above 0, and steps at least 0")
         if not 0 <= self.vacuum <= 20:
             raise UserError(f"stability vacuum={self.vacuum}: must be between 0 and 20 Å")
+        if self.mode == "relax":
+            must_relax(self.energy)
         if self.audit is not None and self.audit == self.energy:
             raise UserError(f"stability audit={self.audit}: must be another potential than the one that is audited")
 
@@ -121,7 +125,7 @@ class Stability:
         self._hold_audit(raw, reasons, judged)
         for reason in reasons:
             if (kind := reason.partition(":")[0]) in GUARDS:
-                count(f"guard/{kind}")
+                count(f"{self.guards}/{kind}")
         return raw, reasons
 
     @property
@@ -135,7 +139,7 @@ class Stability:
         self, structures: Sequence[Structure], potential: Potential, hull: Hull
     ) -> list[tuple[float, float, Structure, str]]:
         """(energy in eV/atom, largest force in eV/Å, the crystal that has them, why there are none or "") of each."""
-        from rlgen.energies import cache
+        from rlgen.energies import cache, has_forces
         from rlgen.energies.relax import relax
 
         if self.mode == "relax":
@@ -148,7 +152,7 @@ class Stability:
                 (result.energy, result.max_force, result.structure or structure, result.error or "")
                 for structure, result in zip(structures, results, strict=True)
             ]
-        points = potential.evaluate(structures, forces=potential.has_forces and self._largest_force < np.inf)
+        points = potential.evaluate(structures, forces=has_forces(potential.name) and self._largest_force < np.inf)
         return [
             (point.energy, _force(point, structure), structure, point.error or "")
             for structure, point in zip(structures, points, strict=True)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from pymatgen.core import Structure
 
-from rlgen.energies import load_potential
+from rlgen.energies import load_potential, must_relax
 from rlgen.energies.cache import relaxations
 from rlgen.energies.relax import Relaxation
 from rlgen.hull import Hull, HullError
@@ -45,6 +45,9 @@ class Relaxed:
     name: ClassVar[str] = "relaxed"
     unit: ClassVar[str] = "eV/atom"
     per_sample: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        must_relax(self.energy)
 
     def warm_up(self) -> None:
         load_potential(self.energy)

@@ -24,7 +24,7 @@ from rlgen.hull.build import PointEnergy, Reference, write
 from rlgen.hull.mixture import ChemicalSystem
 from rlgen.types import UserError
 
-SCALES = ["chgnet-0.3.0", "m3gnet-mp-2021.2.8", "tensornet-matpes-pbe-2025.1"]
+SCALES = ["chgnet-0.3.0", "m3gnet-mp-2021.2.8", "megnet-mp-2018.6.1", "tensornet-matpes-pbe-2025.1"]
 TOY = {"Na": -1.0, "Cl2": -2.0, "NaCl": -3.5, "NaCl3": -2.0, "O2": -5.0}
 
 

@@ -26,6 +26,8 @@ POTENTIALS = {
     "chgnet": "rlgen.energies.chgnet:CHGNetPotential",
     "megnet": "rlgen.energies.megnet:MEGNetPotential",
 }
+#: Those that give a relaxed crystal's energy whatever its geometry.
+_WITHOUT_FORCES = frozenset({"megnet"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +51,13 @@ class PointResult:
 class Potential(Protocol):
     """A loaded potential. Energies of two potentials compare only where `scale` is the same.
 
-    allow_isolated: evaluate atoms without neighbours too, which only reference crystals may have. has_forces: False of
-    what gives a relaxed crystal's energy whatever the geometry: nothing relaxes in it.
+    allow_isolated: evaluate atoms without neighbours too, which only reference crystals may have.
     """
 
     name: str
     scale: str
     elements: frozenset[str]
     allow_isolated: bool
-    has_forces: bool
 
     def evaluate(self, structures: Sequence[Structure], forces: bool = True) -> list[PointResult]: ...
 
@@ -79,6 +79,18 @@ def resolve(name: str) -> str:
             "as my.module:make_calculator"
         )
     return name
+
+
+def has_forces(name: str) -> bool:
+    """Whether crystals can relax in the potential of that name."""
+    return name not in _WITHOUT_FORCES
+
+
+def must_relax(name: str) -> None:
+    """UserError: nothing can relax in the potential of that name."""
+    if not has_forces(name):
+        raise UserError(f"energy={name} gives energies of formation and no forces: nothing relaxes in it; take m3gnet, "
+                        "tensornet or chgnet, or energies as written")
 
 
 def _m3gnet_is_right() -> bool:

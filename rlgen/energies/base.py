@@ -100,7 +100,6 @@ class CellPotential(ABC):
     #: Whether atoms without neighbours are evaluated. Only for references: bulk Cs lies beyond M3GNet's 5 Å and was
     #: trained so, but to a policy, atoms far apart must never pay.
     allow_isolated: bool = False
-    has_forces: bool = True
 
     @abstractmethod
     def _points(self, ready: Sequence[tuple[Cell, Edges]], forces: bool) -> list[PointResult]:

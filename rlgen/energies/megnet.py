@@ -1,7 +1,7 @@
 """MEGNet-MP-2018.6.1-Eform (Chen et al., Chem. Mater. 31, 3564 (2019)) through matgl, evaluated the way it was trained.
 
-It has learnt formation energies of relaxed crystals only, and gives of one whose coordinates are a little off about what
-that crystal would have relaxed: a guess, in milliseconds, of what a potential finds by relaxing.
+It has learnt formation energies of relaxed crystals only, and gives of one whose coordinates are a little off about
+what that crystal would have relaxed: a guess, in milliseconds, of what a potential finds by relaxing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ class MEGNetPotential(MatglPotential):
     name = "megnet"
     scale = "megnet-mp-2018.6.1"
     atoms_per_batch = 256
-    has_forces = False
     checkpoint = MEGNET
     known = (KnownCrystal("NaCl", -2.0213), KnownCrystal("TiO2", -3.4684), KnownCrystal("MgO", -3.0647))
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlgen.data import Record, cache_dir, load
 from rlgen.data.cache import write_aside
-from rlgen.energies import load_potential
+from rlgen.energies import has_forces, load_potential
 from rlgen.energies.elements import make
 from rlgen.hull import built, file_name
 from rlgen.reward_pool import RewardPool
@@ -134,9 +134,8 @@ def made_elements(references: Sequence[Reference], energy: str, pieces: Pieces) 
             key = f"made-{symbol}"
             if key not in pieces.found:
                 formula = Composition({Element(symbol): 1}).reduced_formula
-                potential = load_potential(energy)
-                if potential.has_forces:
-                    crystal = make(symbol, potential)
+                if has_forces(energy):
+                    crystal = make(symbol, load_potential(energy))
                     if crystal is None:
                         print(f"{symbol}: no structure relaxed; crystals with it will have no hull")
                         continue
