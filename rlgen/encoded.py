@@ -28,18 +28,22 @@ from rlgen.types import CrystalError, UserError
 
 #: Raise when what is cached for a crystal changes.
 VERSION = "4"
+#: Properties that tell what a policy wrote from what there is.
+ENERGIES = ("e_above_hull", "stability")
 KINDS = ("parse", "chemistry", "geometry", "symmetry")
 
 
 @dataclass(frozen=True)
 class Encoded:
     """One split. ids: the tokens after the prompt of each of M crystals. failures: how many could not be written, by
-    kind. symprecs: how many were symmetrised at another tolerance (Å) than the first."""
+    kind. symprecs: how many were symmetrised at another tolerance (Å) than the first. hindsight: what a policy wrote,
+    learnt from besides: rows from M on. It is no part of the data's distribution, hence never without its energy."""
 
     ids: list[np.ndarray]
     prompts: PromptTable
     failures: Counter[str]
     symprecs: Counter[float]
+    hindsight: Encoded | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,10 +61,13 @@ class Encoded:
         """
         sequences = []
         for i in rows:
-            condition = self.prompts.row(int(i), rng)
+            part, at = (self.hindsight, int(i) - len(self)) if self.hindsight and i >= len(self) else (self, int(i))
+            condition = part.prompts.row(at, rng)
             kept = [k for k in condition if rng.random() >= (dropout if k in ALWAYS else property_dropout)]
+            if part is not self and not any(name in kept for name in ENERGIES):
+                kept.append(str(rng.choice([name for name in ENERGIES if name in condition])))
             asked = {kept[k]: condition[kept[k]] for k in rng.permutation(len(kept))}
-            ids = representation.augment(self.ids[i], rng)
+            ids = representation.augment(part.ids[at], rng)
             sequences.append(torch.from_numpy(np.concatenate([representation.prompt(asked), ids])).long())
         ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=representation.pad)
         labels = ids.masked_fill(ids == representation.pad, -100)
@@ -70,9 +77,9 @@ class Encoded:
     def batches(self, size: int, epoch: int, seed: int) -> list[np.ndarray]:
         """The rows of each batch of an epoch: crystals of similar length share one, in random order."""
         rng = np.random.default_rng([seed, epoch])
-        lengths = np.array([len(i) for i in self.ids])
+        lengths = np.array([len(i) for i in self.ids + (self.hindsight.ids if self.hindsight else [])])
         found: list[np.ndarray] = []
-        order = rng.permutation(len(self))
+        order = rng.permutation(len(lengths))
         for start in range(0, len(order), 50 * size):
             pool = order[start : start + 50 * size]
             pool = pool[np.argsort(lengths[pool], kind="stable")]

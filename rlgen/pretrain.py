@@ -13,6 +13,7 @@ import math
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from policies.representations.symmetry import SYMPRECS
 from policies.sampler import decode, sample
 from rlgen import card, checkpoint, data
 from rlgen.config import architecture, device_of, main, plain, resumed
-from rlgen.encoded import Encoded, encode
+from rlgen.encoded import ENERGIES, Encoded, encode
 from rlgen.labels import labels, scales
 from rlgen.likelihood import nll
 from rlgen.tracking import Run
@@ -138,10 +139,31 @@ def build(config: Any, representation: Any, start: CrystalPolicy | None = None) 
     return HFPolicy.create(representation, **settings)
 
 
+def names_of(config: Any) -> list[str]:
+    """The properties that the policy is to be asked for. UserError: nothing says what `hindsight` is worth."""
+    names = [name.strip() for name in config.conditions.split(",") if name.strip()]
+    if config.hindsight is not None and not set(ENERGIES) & set(names):
+        raise UserError(f"hindsight={config.hindsight}: what a policy wrote is learnt from by how stable it is: add "
+                        f"{' or '.join(ENERGIES)} to conditions=")
+    return names
+
+
+def judged(path: str) -> list[data.Record]:
+    """Crystals that a policy wrote, of which an energy above the hull is known. UserError: there are none."""
+    dataset = data.load(path)
+    records = [record for split in dataset.splits.values() for record in split]
+    kept = [record for record in records if np.isfinite(record.properties.get("e_above_hull", np.nan))]
+    print(f"hindsight: {len(kept):,} crystals of {dataset.name}, {len(records) - len(kept):,} more have no energy")
+    if not kept:
+        raise UserError(f"hindsight={path}: no crystal has a number in the column e_above_hull: annotate them first, "
+                        f"python -m rlgen.annotate data={path} output=…")
+    return kept
+
+
 def written(config: Any, dataset: data.Dataset, start: CrystalPolicy | None = None) -> tuple[Any, Encoded, Encoded]:
     """The representation, with the scales of what it is to be asked for, and the splits to learn from and validate on.
     """
-    names = [name.strip() for name in config.conditions.split(",") if name.strip()]
+    names = names_of(config)
     parameters = plain(config.policy.representation_parameters)
     given = parameters.pop("conditions", {})
     if unused := sorted(set(given) - set(names)):
@@ -151,17 +173,21 @@ def written(config: Any, dataset: data.Dataset, start: CrystalPolicy | None = No
         parameters = start.representation.written | parameters
         kept = {k: v for k, v in start.representation.parameters.get("conditions", {}).items() if k not in given}
     train, val = dataset.splits["train"], dataset.splits["val"]
-    known = labels([*train, *val], names)  # together, so that a property has one source in both
-    of_train, of_val = ({name: values[part] for name, values in known.items()}
-                        for part in (slice(len(train)), slice(len(train), None)))
+    wrote = judged(config.hindsight) if config.hindsight is not None else []
+    known = labels([*train, *wrote, *val], names)  # together, so that a property has one source in all
+    first, last = len(train), len(train) + len(wrote)
+    of_train, of_wrote, of_val, fit_to = ({name: values[part] for name, values in known.items()} for part in (
+        slice(first), slice(first, last), slice(last, None), slice(last)))
     if names:
-        fitted = scales([name for name in names if name not in kept], given, of_train)
+        fitted = scales([name for name in names if name not in kept], given, fit_to)
         parameters["conditions"] = {name: kept.get(name) or fitted[name] for name in names}
     try:
         representation = make(config.policy.representation, **parameters)
     except TypeError as error:  # a parameter that it does not have
         raise UserError(f"policy.representation_parameters: {error}") from error
     learnt, held_out = encode(train, representation, of_train), encode(val, representation, of_val)
+    if wrote:
+        learnt = replace(learnt, hindsight=encode(wrote, representation, of_wrote))
     for name, values in learnt.prompts.properties.items():
         print(f"{name}: known of {int(np.isfinite(values).sum()):,} of {len(learnt):,} crystals, told as "
               f"{parameters['conditions'][name]}")
@@ -178,10 +204,13 @@ def run(config: Any) -> None:
     start = None
     if config.policy.start is not None:  # a mistake is found before any data are read
         start, _ = CrystalPolicy.load(config.policy.start, config.policy.representation)
+    names_of(config)
     dataset = data.load(config.data, limit=config.limit)
     print(dataset.summary())
     representation, train, val = written(config, dataset, start)
-    for name, split in (("train", train), ("val", val)):
+    for name, split in (("train", train), ("val", val), ("hindsight", train.hindsight)):
+        if split is None:
+            continue
         if split.failures:
             print(f"{name}: left out because they cannot be written: {dict(split.failures)}")
         if split.symprecs:
@@ -200,8 +229,9 @@ def run(config: Any) -> None:
     signal.signal(signal.SIGINT, lambda *_: stop.__setitem__(0, True))
     started, tokens, ended = time.monotonic(), 0, ""
     size = sum(p.numel() for p in trainer.policy.parameters())
-    print(f"{size:,} parameters, {str(trainer.dtype).removeprefix('torch.')}, {len(train)} crystals, {config.steps} "
-          f"steps of {config.batch} = {config.steps * config.batch / len(train):.1f} epochs; run: {output}")
+    count = len(train) + (len(train.hindsight) if train.hindsight else 0)
+    print(f"{size:,} parameters, {str(trainer.dtype).removeprefix('torch.')}, {count} crystals, {config.steps} "
+          f"steps of {config.batch} = {config.steps * config.batch / count:.1f} epochs; run: {output}")
     columns = (BarColumn(bar_width=10), TextColumn("{task.completed}/{task.total} {task.description}"),
                TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
     with Run(output, config, resume=trainer.step if going_on else None) as log, Progress(*columns) as progress:
@@ -272,7 +302,8 @@ def write_card(folder: Path, config: Any, trainer: Trainer, crystals: int, held_
                shares: dict[str, float]) -> None:
     """README.md of a policy: how it was made, and what was measured of it; shares are its figures for the Hub."""
     sizes = architecture(config.policy)
-    recipe = {k: config[k] for k in ("steps", "batch", "learning_rate", "warmup", "decay", "weight_decay", "ema",
+    recipe: dict[str, Any] = {"hindsight": config.hindsight} if config.hindsight is not None else {}
+    recipe |= {k: config[k] for k in ("steps", "batch", "learning_rate", "warmup", "decay", "weight_decay", "ema",
                                      "max_grad_norm", "condition_dropout", "seed")}
     if config.conditions:
         recipe |= {"conditions": config.conditions, "property_dropout": config.property_dropout}

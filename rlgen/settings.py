@@ -29,6 +29,7 @@ class PretrainConfig:
 
     policy: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     data: str = "mp20"
+    hindsight: str | None = None
     limit: int | None = None
     output: str = "runs/pretrain"
     seed: int = 0

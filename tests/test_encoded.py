@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -13,6 +14,7 @@ from pymatgen.core import Element, Lattice, Structure
 
 from policies.representations import make, symmetry
 from rlgen import counters, encoded
+from rlgen.conditions import CATEGORIES, Transform
 from rlgen.data import Record
 from rlgen.encoded import Encoded, encode
 from rlgen.types import CrystalError, UserError
@@ -106,6 +108,35 @@ def test_properties_are_left_out_at_the_given_rate(split, dropout):
     assert missing.double().mean(0).tolist() == pytest.approx([dropout] * 3, abs=0.04)
     # One is left out whatever becomes of the others.
     assert float(missing.all(1).double().mean()) == pytest.approx(dropout**3, abs=0.04)
+
+
+def test_what_a_policy_wrote_is_always_told_its_energy(records):
+    """Beside the data, in every epoch; the data's crystals, and all else, are left out at their rates."""
+    told_on = {"density": Transform("linear", 0, 20), "e_above_hull": Transform("linear", 0, 1),
+               "stability": CATEGORIES["stability"]}
+    rep = make("atoms", max_atoms=20, conditions={name: scale.to_dict() for name, scale in told_on.items()})
+    known = {"density": np.linspace(1, 19, 50), "e_above_hull": np.full(50, 0.3), "stability": np.full(50, 0.3)}
+    real, wrote = (encode(part, rep, {name: values[: len(part)] for name, values in known.items()})
+                   for part in (records[:20], records[20:]))
+    both = replace(real, hindsight=wrote)
+    assert len(both) == 20 and sorted(np.concatenate(both.batches(8, 0, 0)).tolist()) == list(range(50))
+    rng, told = np.random.default_rng(0), {name: [] for name in known}
+    places = {name: 4 + k for k, name in enumerate(rep.conditions)}
+    for _ in range(60):
+        ids, labels = both.batch(range(50), rep, rng, dropout=0.1, property_dropout=0.5)
+        for name, column in places.items():
+            told[name].append(ids[:, column] != rep.vocabulary.index(f"{name}?"))
+        if _ == 0:
+            answers = [row[row >= 0].tolist() for row in labels]
+            assert answers == [i.tolist() for i in [*real.ids, *wrote.ids]]
+    shares = {name: torch.stack(seen).double().mean(0) for name, seen in told.items()}
+    for name in known:
+        assert float(shares[name][:20].mean()) == pytest.approx(0.5, abs=0.05)
+    assert float(shares["density"][20:].mean()) == pytest.approx(0.5, abs=0.05)
+    either = torch.stack([a | b for a, b in zip(told["e_above_hull"], told["stability"], strict=True)])[:, 20:]
+    assert bool(either.all())
+    for name in ("e_above_hull", "stability"):  # one of the two at random where neither was kept
+        assert float(shares[name][20:].mean()) == pytest.approx(0.5 + 0.25 / 2, abs=0.05)
 
 
 def test_sentences_come_in_every_order_and_subset(records):

@@ -310,6 +310,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(table, tmp_path):
         (["policy.representation_parameters.x=1"], "policy.representation_parameters: "),
         (["policy.hidden_size=30"], "hidden_size=30 must be a multiple of twice heads=4"),
         (["data=nowhere.csv"], "no data set and no file is called 'nowhere.csv'"),
+        (["hindsight=written.csv"], "add e_above_hull or stability to conditions="),
         (["limit=2"], "there are no crystals to write"),
         (["precision=fp16"], "precision='fp16'; known: auto, bf16, fp32"),
         (["device=gpu"], "device='gpu' cannot be used here; known: auto, cpu, cuda"),
@@ -362,3 +363,29 @@ def test_a_policy_learns_on_and_can_be_asked_for_more(table, tmp_path):
         one.asked_for(make("atoms", max_atoms=7))
     with pytest.raises(UserError, match="writes crystals as atoms, not orbits"):
         pretrain.run(load("pretrain", [f"data={table}", *again[:2]]))
+
+
+def test_hindsight_is_learnt_from_and_asked_for_by_nobody(table, tmp_path, capsys):
+    """What a policy wrote widens the scale of energies; prompts and validation stay the data's."""
+    rows = list(csv.DictReader(table.open()))
+    for name, energies in (("real", [0.01, 0.0]), ("wrote", [0.4, 0.8, ""])):
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0], "e_above_hull"])
+            writer.writeheader()
+            writer.writerows({**row, "e_above_hull": energies[i % len(energies)]} for i, row in enumerate(rows))
+    given = [*SMALL, "representation=atoms", f"data={tmp_path / 'real.csv'}", "batch=4", "sample_every=0", "steps=2",
+             "device=cpu", "conditions=e_above_hull,density"]
+    settings = load("pretrain", [*given, f"hindsight={tmp_path / 'wrote.csv'}", f"output={tmp_path / 'run'}"])
+    representation, train, _ = pretrain.written(settings, pretrain.data.load(settings.data))
+    assert train.hindsight is not None and 0 < len(train.hindsight) < len(rows)
+    assert set(train.hindsight.prompts.properties["e_above_hull"].tolist()) == {np.float32(0.4), np.float32(0.8)}
+    assert representation.conditions["e_above_hull"].high > 0.5
+    pretrain.run(settings)
+    said = capsys.readouterr().out
+    count = len(train.hindsight)
+    assert f"hindsight: {count:,} crystals of wrote, {len(rows) - count:,} more have no energy" in said
+    _, prompts = CrystalPolicy.load(str(tmp_path / "run/policy"))
+    assert len(prompts) == len(train) and prompts.properties["e_above_hull"].max() < 0.02
+    assert "hindsight=" in (tmp_path / "run/policy/README.md").read_text()
+    with pytest.raises(UserError, match="no crystal has a number in the column e_above_hull"):
+        pretrain.run(load("pretrain", [*given, f"hindsight={table}", f"output={tmp_path / 'none'}"]))
