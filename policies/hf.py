@@ -148,11 +148,15 @@ class HFPolicy(CrystalPolicy):
                                      position_ids=positions, past_key_values=cache,
                                      use_cache=cache is not None).last_hidden_state
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def adapt(self, hidden: int) -> None:
+        raise UserError("algorithm.adapter: a language model has adapters of its own (policy.lora_rank); "
+                        "algorithm.adapter=0 learns those")
+
+    def logits(self, hidden: torch.Tensor, tokens: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         logits = hidden.new_zeros(*hidden.shape[:-1], self.config.vocab_size, dtype=torch.float32)
         # Only characters and the end are ever legal in answers, and padding, alone, after them.
         logits[..., self.answer] = self._logits(hidden)
-        return logits
+        return logits[..., tokens]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, A) float32 of the answer's tokens for hidden states (…, D)."""

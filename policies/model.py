@@ -39,7 +39,7 @@ class PolicyConfig(PretrainedConfig):
     def __init__(self, hidden_size: int = 128, layers: int = 4, heads: int = 4, intermediate_size: int = 352,
                  dropout: float = 0.0, representation: str = "atoms",
                  representation_parameters: dict[str, Any] | None = None, representation_version: str = "",
-                 vocab_size: int = 0, **kwargs: Any):
+                 vocab_size: int = 0, adapter: int = 0, **kwargs: Any):
         self.hidden_size = hidden_size
         self.layers = layers
         self.heads = heads
@@ -49,6 +49,7 @@ class PolicyConfig(PretrainedConfig):
         self.representation_parameters = representation_parameters or {}
         self.representation_version = representation_version
         self.vocab_size = vocab_size
+        self.adapter = adapter
         kwargs.setdefault("pad_token_id", 0)
         kwargs.setdefault("bos_token_id", 1)
         kwargs.setdefault("eos_token_id", 2)
@@ -151,6 +152,20 @@ class Told(nn.Module):
         return out.unflatten(-1, (-1, 1, told.shape[-1]))
 
 
+class Adapter(nn.Module):
+    """What may be learnt behind a trunk that stays: a hidden state h becomes (1 + a) h + u, with the number a and u of
+    a small network of h, 0 at first. By a alone the temperature depends on what was written so far."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.into, self.out = nn.Linear(width, hidden), nn.Linear(hidden, width + 1)
+        self.into.std, self.out.std = width**-0.5, 0.0  # type: ignore[assignment]  # for _init_weights
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        change = self.out(F.gelu(self.into(hidden)))
+        return hidden + hidden * change[..., :1] + change[..., 1:]
+
+
 def smoothing(representation: Any, width: float = SMOOTHING) -> torch.Tensor:
     """(N, N) weights that make the embeddings of the N tokens of all properties smooth in the bins of each.
 
@@ -204,6 +219,7 @@ class CrystalPolicy(PreTrainedModel):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         self.told = Told(config) if self.representation.binned else None
+        self.adapter = Adapter(config.hidden_size, config.adapter) if config.adapter else None
         #: Made when it is needed: models are built on devices that hold no numbers.
         self._smoothing: torch.Tensor | None = None
         self.post_init()
@@ -232,7 +248,7 @@ class CrystalPolicy(PreTrainedModel):
             raise UserError("policy.start: cannot learn on from a language model, nor write in another way than it "
                             f"does, {mine.name} with {mine.written}")
         sizes = {name: getattr(self.config, name)
-                 for name in ("hidden_size", "layers", "heads", "intermediate_size", "dropout")}
+                 for name in ("hidden_size", "layers", "heads", "intermediate_size", "dropout", "adapter")}
         policy, weights = CrystalPolicy.create(representation, **sizes), self.state_dict()
         # A bin of another scale means another value: its embedding begins anew.
         other = {token for name, scale in mine.conditions.items() if representation.conditions.get(name) != scale
@@ -248,6 +264,15 @@ class CrystalPolicy(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=getattr(module, "std", 0.02))
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def adapt(self, hidden: int) -> None:
+        """Put an adapter of so many units behind the trunk, which changes nothing yet; one that is there stays."""
+        if self.adapter is None:
+            self.config.adapter = hidden
+            self.adapter = Adapter(self.config.hidden_size, hidden).to(self.device)  # type: ignore[arg-type]
+            self.adapter.apply(self._init_weights)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed
@@ -351,9 +376,10 @@ class CrystalPolicy(PreTrainedModel):
             logits = logits / temperature
         return logits.masked_fill(~legal, float("-inf"))
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(…, V) float32 over all tokens for hidden states (…, D) of `trunk`."""
-        return F.linear(hidden, self.embed.weight).float()
+    def logits(self, hidden: torch.Tensor, tokens: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """(…, V) float32 over all tokens, or some, for hidden states (…, D) of `trunk`."""
+        adapted = hidden if self.adapter is None else self.adapter(hidden)
+        return F.linear(adapted, self.embed.weight[tokens]).float()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
                 labels: torch.Tensor | None = None, temperature: float = 1.0, **_: Any) -> CausalLMOutput:

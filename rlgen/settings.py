@@ -81,6 +81,7 @@ class AlgorithmConfig:
     cliprange_value: float = 0.2
     value_learning_rate: float = 1e-3
     past: float = 1.0
+    adapter: int = 0
     trl: dict[str, Any] = field(default_factory=dict)
 
 

@@ -9,10 +9,11 @@ import torch
 from accelerate import Accelerator
 from toy_learning import Bandit, cubic_share, play, rollout_of, settings, tiny
 
+from policies.model import CrystalPolicy
 from policies.representations import REPRESENTATIONS
 from policies.representations import make as make_representation
 from rlgen.algorithms import check, make
-from rlgen.algorithms.kinds import Kinds
+from rlgen.algorithms.kinds import Kinds, Tally
 from rlgen.config import load
 from rlgen.types import UserError
 
@@ -20,11 +21,13 @@ CPU = Accelerator(cpu=True)
 ALGORITHMS = {"grpo": {"learning_rate": 8e-3},
               "rloo": {"learning_rate": 8e-3, "loss_type": "dr_grpo"},
               "ppo": {"learning_rate": 6e-3, "num_iterations": 2, "scale_rewards": "batch"},
-              "gvpo": {"learning_rate": 6e-3, "num_iterations": 2, "beta": 0.02}}
+              "gvpo": {"learning_rate": 6e-3, "num_iterations": 2, "beta": 0.02},
+              "gvpo behind the trunk": {"learning_rate": 2e-2, "num_iterations": 20, "beta": 0.02, "past": 3.0,
+                                        "adapter": 32}}
 
 
 def learner_of(name, policy, **changes):
-    return make(settings(name=name, **(ALGORITHMS[name] | changes)), policy, CPU)
+    return make(settings(name=name.split()[0], **(ALGORITHMS[name] | changes)), policy, CPU)
 
 
 def update(learner, seed, rewards=None, **options):
@@ -147,6 +150,63 @@ def test_gvpo_keeps_what_was_scored_through_a_rollback_and_forgets_other_rewards
     resumed.load(tmp_path)
     resumed.begin("novelty")
     assert resumed.rewards == learner.rewards and all(map(torch.equal, resumed.ids, learner.ids))
+
+
+def test_behind_a_frozen_trunk_the_same_is_learnt_as_through_it():
+    """A step on what was kept, hidden states and masks, is the step that all of the network's passes would give."""
+    kept = learner_of("gvpo behind the trunk", tiny(), minibatch=16)
+    torch.manual_seed(0)
+    for parameter in kept.policy.adapter.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    through = learner_of("gvpo", copy.deepcopy(kept.policy))
+    through.reference = kept.reference
+    rollout = rollout_of(kept.policy, 0, atoms=(1, 2, 5))
+    rewards = np.random.default_rng(0).random(len(rollout.ids))
+    for learner in (kept, through):
+        learner._keep(rollout, rewards)
+    rows, tally = list(range(5, 29)), Tally(kept.kinds)
+    found, wanted = (learner._expected(rows, 10, 1.0, tally) for learner in (kept, through))
+    assert torch.allclose(found, wanted, atol=1e-5) and found.abs().max() > 1e-3
+    found.square().sum().backward()
+    wanted.square().sum().backward()
+    for one, other in zip(kept.policy.adapter.parameters(), through.policy.adapter.parameters(), strict=True):
+        assert one.grad is not None and torch.allclose(one.grad, other.grad, atol=1e-6)
+    assert all(p.grad is None for p in kept.policy.blocks.parameters())
+
+
+def test_an_adapter_alone_learns_and_lies_in_the_policy(tmp_path):
+    learner = learner_of("gvpo behind the trunk", tiny())
+    before = copy.deepcopy(learner.policy.state_dict())
+    assert torch.equal(learner.policy.adapter(torch.ones(3, 32)), torch.ones(3, 32))
+    stats, _ = update(learner, 0)
+    changed = {k for k, v in learner.policy.state_dict().items() if not torch.equal(before[k], v)}
+    assert changed == {f"adapter.{part}.{kind}" for part in ("into", "out") for kind in ("weight", "bias")}
+    assert stats["policy/foresight"] == 0 and stats["policy/kl"] > 0
+    learner.policy.save_pretrained(tmp_path)
+    again = CrystalPolicy.from_pretrained(tmp_path).eval()
+    rollout = rollout_of(learner.policy, 1)
+    assert torch.equal(again.token_logprobs(rollout.ids)[0], learner.policy.token_logprobs(rollout.ids)[0])
+    assert not torch.equal(again.token_logprobs(rollout.ids)[0], learner.reference.token_logprobs(rollout.ids)[0])
+    learner_of("gvpo behind the trunk", again, adapter=99)  # goes on with what it has
+    assert again.adapter.into.out_features == 32
+
+
+def test_what_was_kept_is_the_same_after_a_resume(tmp_path):
+    """Hidden states are not written down: they come out of the same pieces, to the last bit."""
+    learner = learner_of("gvpo behind the trunk", tiny(), minibatch=12)
+    for seed in range(3):
+        update(learner, seed)
+    learner.save(tmp_path)
+    resumed = learner_of("gvpo behind the trunk", tiny(), minibatch=12)
+    resumed.load(tmp_path)
+    assert resumed.pieces == learner.pieces and len(resumed.hidden) == 96
+    assert all(map(torch.equal, resumed.hidden, learner.hidden))
+    assert all(map(np.array_equal, resumed.legal, learner.legal))
+    for one in (learner, resumed):
+        update(one, 3)
+    assert all(map(torch.equal, learner.policy.state_dict().values(), resumed.policy.state_dict().values()))
+    learner.load(tmp_path)  # a rollback: what was found since stays known
+    assert len(learner.hidden) == len(learner.rewards) == 128
 
 
 def test_the_value_head_learns_what_prompts_are_worth():

@@ -45,9 +45,11 @@ def check(config: Any) -> None:
 
 def make(config: Any, policy: CrystalPolicy, accelerator: Accelerator) -> Learner:
     """The learner that `algorithm.name` names, from the settings below `algorithm`."""
+    from rlgen.algorithms.adapter import AdapterGVPO
     from rlgen.algorithms.grpo import GRPO, RLOO
     from rlgen.algorithms.gvpo import GVPO
     from rlgen.algorithms.ppo import PPO
 
-    learners: dict[str, type[Learner]] = {"grpo": GRPO, "rloo": RLOO, "ppo": PPO, "gvpo": GVPO}
+    learners: dict[str, type[Learner]] = {"grpo": GRPO, "rloo": RLOO, "ppo": PPO,
+                                          "gvpo": AdapterGVPO if config.adapter else GVPO}
     return learners[config.name](policy, config, accelerator)

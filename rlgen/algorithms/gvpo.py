@@ -67,7 +67,7 @@ class GVPO(Learner):
             length = int(rollout.mask[rows].sum(1).max())
             ids, mask = rollout.ids[rows, : rep.prompt_length + length], rollout.mask[rows, :length]
             conditions = [rollout.conditions[i] for i in rows.tolist()]
-            reference, _ = self.reference.token_logprobs(ids, rollout.temperature, conditions)
+            reference = self._reference(ids, mask, rollout.temperature, conditions)
             kinds = self.kinds.of[ids[:, rep.prompt_length :]]
             gained = (rollout.logprobs[rows, :length] - reference) * self.beta[kinds]
             expected += (gained * mask).sum(1).tolist()
@@ -77,6 +77,11 @@ class GVPO(Learner):
             self.conditions += conditions
         self.rewards += rewards[order.numpy()].tolist()
         return np.array(expected)
+
+    def _reference(self, ids: torch.Tensor, mask: torch.Tensor, temperature: float,
+                   conditions: Sequence[Condition]) -> torch.Tensor:
+        """(b, T) log-probabilities of the reference, for rows that will be learnt from."""
+        return self.reference.token_logprobs(ids, temperature, conditions)[0]
 
     def _step(self, groups: Sequence[range], first: int, temperature: float, tally: Tally) -> None:
         """One step of the optimiser on some groups, of which each process takes its part; sequences from `first` on

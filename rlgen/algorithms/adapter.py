@@ -1,0 +1,96 @@
+"""GVPO of a small network behind the policy's last hidden states, which stay what they were.
+
+What stays need not be computed again: hidden states and the grammar's masks of all that was scored are kept, so that a
+pass over a crystal costs a twentieth of one through all layers, and the few weights that learn are fitted in many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.nn.utils.rnn import pad_sequence
+
+from policies.model import CrystalPolicy
+from rlgen.algorithms.gvpo import GVPO
+from rlgen.algorithms.kinds import Tally
+from rlgen.algorithms.losses import kl_k3
+from rlgen.types import Condition
+
+
+class AdapterGVPO(GVPO):
+    """Beside what GVPO keeps: hidden states (T, D) of each sequence, its masks as bits (T, V / 8), and the sizes of the
+    pieces in which these were computed, which in a checkpoint stand for them."""
+
+    def __init__(self, policy: CrystalPolicy, config: Any, accelerator: Accelerator):
+        policy.adapt(config.adapter)
+        assert policy.adapter is not None
+        super().__init__(policy.requires_grad_(False), config, accelerator)
+        policy.adapter.requires_grad_(True)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.hidden: list[torch.Tensor] = []
+        self.legal: list[np.ndarray] = []
+        self.pieces: list[int] = []
+
+    def _reference(self, ids: torch.Tensor, mask: torch.Tensor, temperature: float,
+                   conditions: Sequence[Condition]) -> torch.Tensor:
+        hidden, legal = self._look(ids, mask.sum(1), conditions)
+        return self.reference.token_logprobs(ids, temperature, hidden=hidden, legal=legal)[0]
+
+    @torch.no_grad()
+    def _look(self, ids: torch.Tensor, lengths: torch.Tensor, conditions: Sequence[Condition]
+              ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (b, T, D) and masks (b, T, V) of sequences with their prompts (b, P + T); both are kept."""
+        hidden = self.reference.before_tokens(ids)
+        legal = self.policy.representation.masks(ids[:, :-1], conditions)
+        for of, allowed, n in zip(hidden.cpu(), legal.cpu().numpy(), lengths.tolist(), strict=True):
+            self.hidden.append(of[:n].clone())
+            self.legal.append(np.packbits(allowed[:n], axis=1))
+        self.pieces.append(len(ids))
+        return hidden, legal
+
+    def _expected(self, rows: Sequence[int], first: int, temperature: float, tally: Tally) -> torch.Tensor:
+        device, p = self.accelerator.device, self.policy.representation.prompt_length
+        hidden = torch.cat([self.hidden[i] for i in rows]).to(device)
+        bits = np.concatenate([self.legal[i] for i in rows])
+        legal = torch.from_numpy(np.unpackbits(bits, axis=1, count=len(self.kinds.of))).bool().to(device)
+        ids = torch.cat([self.ids[i][p:] for i in rows]).to(device)
+        reference = torch.cat([self.reference_logprobs[i] for i in rows]).to(device)
+        lengths = torch.tensor([len(self.hidden[i]) for i in rows], device=device)
+        owner = torch.arange(len(rows), device=device).repeat_interleave(lengths)
+        fresh = torch.tensor([i >= first for i in rows], device=device)[owner]
+        kind = self.kinds.of[ids]
+        expected = reference.new_zeros(len(rows))
+        for one in kind.unique():  # the tokens of a kind were chosen among few: those that any of them might have been
+            at = (kind == one).nonzero()[:, 0]
+            tokens = legal[at].any(0).nonzero()[:, 0]
+            allowed = legal[at][:, tokens]
+            logits = self.policy.logits(hidden[at], tokens) / temperature
+            logp = logits.masked_fill(~allowed, float("-inf")).log_softmax(-1)
+            known = logp.detach()
+            entropy = -(known.exp() * known.masked_fill(~allowed, 0.0)).sum(-1)
+            logprobs = logp.gather(1, torch.searchsorted(tokens, ids[at])[:, None])[:, 0]
+            for name, values in (("policy/kl", kl_k3(logprobs, reference[at])), ("policy/entropy", entropy)):
+                tally.add_by_kind(name, values, kind[at], fresh[at])
+            gained = (logprobs - reference[at]) * self.beta_scale * self.beta[one]
+            expected = expected.index_add(0, owner[at], gained)
+        return expected
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"pieces": self.pieces}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        if len(self.hidden) < len(self.rewards):
+            self.hidden, self.legal, self.pieces = [], [], []
+            ends = np.cumsum(state["pieces"]).tolist()
+            for start, end in zip([0, *ends], ends, strict=False):
+                ids = pad_sequence(self.ids[start:end], batch_first=True,
+                                   padding_value=self.policy.representation.pad).to(self.accelerator.device)
+                lengths = torch.tensor([len(one) for one in self.reference_logprobs[start:end]])
+                self._look(ids, lengths, self.conditions[start:end])
