@@ -2,7 +2,8 @@
 
 `python benchmarks/finetuning.py arms=diversity steps=90 output=runs/diversity`: what holds diversity, each part alone
 and all together. `python benchmarks/finetuning.py arms=algorithms seeds=0,1,2 steps=32 fresh=256 judges=m3gnet
-output=runs/algorithms`: GRPO, RLOO and PPO. `arms=` takes these names, and those of single arms, separated by commas.
+output=runs/algorithms`: GRPO, RLOO and PPO. `arms=tradeoff steps=32 fresh=1000`: S.U.N. against diversity, with
+`tradeoff_*.svg`. `arms=` takes these names, and those of single arms, separated by commas.
 
 The first table has the first and the last `window` steps of each arm (a sixth of the run, by default), mean over the
 seeds; `curves.svg` their rewards. With `fresh=`, so many new crystals of every policy and of the one before, answering
@@ -60,8 +61,15 @@ DIVERSITY: dict[str, list[str]] = {
     "KL of elements": ["algorithm.beta_by_kind.element=0.1"],
     "together": [*FORMULAS, *PROTOTYPES, *SPREAD, *REPLAY, *ENTROPY],
 }
-SETS = {"diversity": DIVERSITY, "algorithms": ALGORITHMS}
-ARMS = DIVERSITY | ALGORITHMS
+#: What reaches furthest (docs/results.md), and how far with how much of the diversity that is asked for.
+BEST = ["reward=novelty*(stability+formation)", "reward.stability.width=1", "reward.stability.max_force=inf",
+        "algorithm=gvpo", "batch=512"]
+TRADEOFF = {f"GVPO, prompts keep {keep:.0%}": [*BEST, f"prompts.diversity={keep}"] for keep in (1.0, 0.9, 0.75)} | {
+    f"GVPO, beta {beta}": [*BEST, "prompts.diversity=0.9", f"algorithm.beta={beta}"] for beta in (0.03, 0.15)}
+SETS = {"diversity": DIVERSITY, "algorithms": ALGORITHMS, "tradeoff": TRADEOFF}
+ARMS = DIVERSITY | ALGORITHMS | TRADEOFF
+#: Figures of a judge that must not fall for S.U.N. to rise.
+DIVERSITIES = ("space_groups", "prototypes", "elements", "n_atoms")
 SHARES = ("S.U.N.", "unique", "top group")
 DIGITS = {"reward": 3, "KL": 3, "S.U.N. found": 0, "their prototypes": 0}
 #: Of a judge's table: name, figure, whether it is a share.
@@ -180,6 +188,24 @@ def curves(runs: dict[str, list[Path]], window: int, file: Path) -> None:
     figure.savefig(file)
 
 
+def tradeoff(judged: dict[str, list[dict[str, float]]], file: Path) -> None:
+    """S.U.N. against diversity: the least of four figures as a share of the pretrained policy's; a point each arm."""
+    from matplotlib.figure import Figure
+
+    before = judged["pretrained"][0]
+    figure = Figure(figsize=(7, 4.5), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for name, found in judged.items():
+        kept = [min(one[key] / before[key] for key in DIVERSITIES) for one in found]
+        sun = [one["sun"] for one in found]
+        axes.errorbar(np.mean(kept), 100 * np.mean(sun), fmt="o", label=name,
+                      xerr=np.std(kept), yerr=100 * np.std(sun))  # fmt: skip
+    axes.axvline(0.9, color="0.7", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="least of space groups, prototypes, elements, cell size; as a share of before", ylabel="S.U.N. (%)")
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(file)
+
+
 def main(output: str = "runs/finetuning", arms: str = "diversity", seeds: str = "0", window: str = "",
          fresh: str = "0", judges: str = "m3gnet", **others: str) -> None:
     chosen = [arm for name in arms.split(",") for arm in SETS.get(name, [name])]
@@ -223,6 +249,8 @@ def main(output: str = "runs/finetuning", arms: str = "diversity", seeds: str = 
         print("\n" + markdown(f"{fresh} fresh crystals each, judged by {energy}", list(judged), {
             title: [over_seeds([one[energy][key] for one in found], share, 1) for found in judged.values()]
             for title, key, share in JUDGED}))  # fmt: skip
+        tradeoff({name: [one[energy] for one in found] for name, found in judged.items()},
+                 folder / f"tradeoff_{energy}.svg")
     curves(folders, width, folder / "curves.svg")
 
 

@@ -197,7 +197,7 @@ def test_make():
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("novelti", {}, "known are condition, novelty, spread, stability, uniqueness, validity"),
+        ("novelti", {}, "known are condition, formation, novelty, spread, stability, uniqueness, validity"),
         ("novelty", {"refrence": "x"}, "no parameter refrence; it has reference"),
         ("no_such_module:Reward", {}, "cannot be imported"),
         ("toy_rewards:NoSuchClass", {}, "cannot be imported"),
