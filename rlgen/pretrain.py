@@ -298,6 +298,13 @@ def _finish(config: Any, trainer: Trainer, train: Encoded, val: Encoded, device:
           f"next:        python -m rlgen.finetune policy={output / 'policy'}")
 
 
+def flat(key: str, value: Any) -> dict[str, Any]:
+    """Settings as a user writes them, key by key: a.b.c=1."""
+    if not isinstance(value, dict):
+        return {key: value}
+    return {inner: v for name, below in value.items() for inner, v in flat(f"{key}.{name}", below).items()}
+
+
 def write_card(folder: Path, config: Any, trainer: Trainer, crystals: int, held_out: int, found: dict[str, str],
                shares: dict[str, float]) -> None:
     """README.md of a policy: how it was made, and what was measured of it; shares are its figures for the Hub."""
@@ -307,8 +314,8 @@ def write_card(folder: Path, config: Any, trainer: Trainer, crystals: int, held_
                                      "max_grad_norm", "condition_dropout", "seed")}
     if config.conditions:
         recipe |= {"conditions": config.conditions, "property_dropout": config.property_dropout}
-    parameters_of = {f"representation_parameters.{k}": v for k, v in sizes.pop("representation_parameters").items()}
-    recipe |= {f"policy.{k}": v for k, v in {**sizes, **parameters_of}.items()}
+    recipe |= {"policy": "trained"} if "start" in sizes else {}
+    recipe |= flat("policy", sizes)
     parameters = sum(p.numel() for p in trainer.policy.parameters())
     machine = f"{trainer.device.type} in {str(trainer.dtype)[6:]}, torch {torch.__version__}"
     text = f"""# A policy pretrained with rlgen

@@ -249,6 +249,11 @@ def test_an_update_of_grpo(path, tmp_path):
     assert torch.equal(other.token_logprobs(rollout.ids)[0], moved)
 
 
+def test_an_adapter_of_ours_is_refused(path):
+    with pytest.raises(UserError, match="adapters of its own"):
+        policy_of(path).adapt(32)
+
+
 def test_all_weights_can_be_trained(path, tmp_path):
     policy = policy_of(path, lora_rank=0)
     before = frozen(policy)

@@ -22,7 +22,7 @@ ALGORITHMS = {"grpo": {"learning_rate": 8e-3},
               "rloo": {"learning_rate": 8e-3, "loss_type": "dr_grpo"},
               "ppo": {"learning_rate": 6e-3, "num_iterations": 2, "scale_rewards": "batch"},
               "gvpo": {"learning_rate": 6e-3, "num_iterations": 2, "beta": 0.02},
-              "gvpo behind the trunk": {"learning_rate": 2e-2, "num_iterations": 20, "beta": 0.02, "past": 3.0,
+              "gvpo behind the trunk": {"learning_rate": 3e-2, "num_iterations": 8, "beta": 0.02, "past": 3.0,
                                         "adapter": 32}}
 
 

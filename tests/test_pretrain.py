@@ -358,7 +358,8 @@ def test_a_policy_learns_on_and_can_be_asked_for_more(table, tmp_path):
     pretrain.run(settings)
     three, prompts = CrystalPolicy.load(str(tmp_path / "two/policy"))
     assert set(prompts.properties) == {"hhi_production", "density"} and three.config.layers == 2
-    assert "policy.start=" in (tmp_path / "two/policy/README.md").read_text()
+    card = (tmp_path / "two/policy/README.md").read_text()
+    assert "\npolicy=trained\n" in card and f"\npolicy.start={tmp_path / 'one/policy'}\n" in card
     with pytest.raises(UserError, match="write in another way"):
         one.asked_for(make("atoms", max_atoms=7))
     with pytest.raises(UserError, match="writes crystals as atoms, not orbits"):
@@ -386,6 +387,6 @@ def test_hindsight_is_learnt_from_and_asked_for_by_nobody(table, tmp_path, capsy
     assert f"hindsight: {count:,} crystals of wrote, {len(rows) - count:,} more have no energy" in said
     _, prompts = CrystalPolicy.load(str(tmp_path / "run/policy"))
     assert len(prompts) == len(train) and prompts.properties["e_above_hull"].max() < 0.02
-    assert "hindsight=" in (tmp_path / "run/policy/README.md").read_text()
+    assert f"\nhindsight={tmp_path / 'wrote.csv'}\n" in (tmp_path / "run/policy/README.md").read_text()
     with pytest.raises(UserError, match="no crystal has a number in the column e_above_hull"):
         pretrain.run(load("pretrain", [*given, f"hindsight={table}", f"output={tmp_path / 'none'}"]))
