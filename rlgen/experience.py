@@ -88,6 +88,8 @@ def resolve_energies(config: Any) -> None:
     if config.judge == "auto":
         config.judge = "chgnet" if config.energy != "chgnet" else energies.resolve("auto")
     config.judge = energies.resolve(config.judge)
+    if config.evaluate:
+        energies.must_relax(config.judge)
 
 
 class Collector:
