@@ -72,7 +72,8 @@ def test_own_reward_by_dotted_name():
 def test_unknown_names_list_the_known():
     with pytest.raises(
         UserError,
-        match=r"unknown reward 'novelti'; known are condition, formation, novelty, spread, stability, uniqueness, validity",
+        match="unknown reward 'novelti'; known are condition, formation, novelty, spread, stability, uniqueness, "
+              "validity",
     ):
         parse("novelti+stability")
     with pytest.raises(UserError, match="known are a, b"):
