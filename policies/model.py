@@ -382,14 +382,16 @@ class CrystalPolicy(PreTrainedModel):
         return F.linear(adapted, self.embed.weight[tokens]).float()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
-                labels: torch.Tensor | None = None, temperature: float = 1.0, **_: Any) -> CausalLMOutput:
+                labels: torch.Tensor | None = None, temperature: float = 1.0, *, legal: torch.Tensor | None = None,
+                **_: Any) -> CausalLMOutput:
         """Logits (B, T, V), masked after the prompt.
 
         With labels (B, T; -100 is ignored) also the mean NLL per label (nats). The attention mask is not needed:
-        sequences are padded on the right and attention is causal.
+        sequences are padded on the right and attention is causal. Who has the grammar's masks of the ids may give them.
         """
         rep = self.representation
-        legal = F.pad(rep.masks(input_ids), (0, 0, rep.prompt_length - 1, 0), value=True)
+        masks = rep.masks(input_ids) if legal is None else legal
+        legal = F.pad(masks, (0, 0, rep.prompt_length - 1, 0), value=True)
         logits = self.head(self.hidden(input_ids), legal, temperature)
         loss = None
         if labels is not None:

@@ -56,14 +56,16 @@ class Encoded:
               property_dropout: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (B, T) with prompts, right-padded, and labels (B, T): -100 on the prompt and the padding.
 
-        Space group, number of atoms and element are each left out of a crystal's prompt with probability `dropout`,
-        the properties with their own; the others come in random order, which shows where prompts are sentences.
+        Space group, number of atoms and element are each left out of a crystal's prompt with probability `dropout`.
+        With `property_dropout` no property is told, and with the same probability each is left out where some are.
+        The others come in random order, which shows where prompts are sentences.
         """
         sequences = []
         for i in rows:
             part, at = (self.hindsight, int(i) - len(self)) if self.hindsight and i >= len(self) else (self, int(i))
             condition = part.prompts.row(at, rng)
-            kept = [k for k in condition if rng.random() >= (dropout if k in ALWAYS else property_dropout)]
+            apart = 1.0 if rng.random() < property_dropout else property_dropout
+            kept = [k for k in condition if rng.random() >= (dropout if k in ALWAYS else apart)]
             if part is not self and not any(name in kept for name in ENERGIES):
                 kept.append(str(rng.choice([name for name in ENERGIES if name in condition])))
             asked = {kept[k]: condition[kept[k]] for k in rng.permutation(len(kept))}

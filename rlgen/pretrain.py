@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import shutil
 import signal
 import time
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader, Dataset
 
 from policies.model import CrystalPolicy
 from policies.representations import make
@@ -53,6 +56,45 @@ def precision(setting: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if setting == "bf16" or (setting == "auto" and fast) else torch.float32
 
 
+class Batch(NamedTuple):
+    """What one step learns from. ids, labels: (B, T), see `Encoded.batch`. legal: (B, T - P + 1, V) the grammar's masks.
+    seed: of the step's dropout."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    legal: torch.Tensor
+    seed: int
+
+
+@dataclass(frozen=True)
+class Batches(Dataset[Batch]):
+    """The batch of (step, rows), which any process makes alike."""
+
+    crystals: Encoded
+    representation: Any
+    seed: int
+    condition_dropout: float
+    property_dropout: float
+
+    def __getitem__(self, at: tuple[int, np.ndarray]) -> Batch:
+        step, rows = at
+        rng = np.random.default_rng([self.seed, 1, step])
+        seed = int(rng.integers(2**62))
+        ids, labels = self.crystals.batch(rows, self.representation, rng, self.condition_dropout, self.property_dropout)
+        return Batch(ids, labels, self.representation.masks(ids), seed)
+
+
+def batches(crystals: Encoded, representation: Any, config: Any, device: torch.device, start: int = 0) -> Iterable[Batch]:
+    """Without end, from the given step on, made ahead by other processes where the device would wait for them."""
+    workers = config.workers
+    if workers is None:
+        workers = 0 if device.type == "cpu" else max(1, (os.cpu_count() or 1) - 1)
+    found = Batches(crystals, representation, config.seed, config.condition_dropout, config.property_dropout)
+    several: dict[str, Any] = {"multiprocessing_context": "spawn", "prefetch_factor": 4} if workers else {}
+    return DataLoader(found, batch_size=None, sampler=enumerate(crystals.epochs(config.batch, config.seed, start), start),
+                      num_workers=workers, pin_memory=device.type == "cuda", **several)  # type: ignore[arg-type]
+
+
 class Trainer:
     """The policy, its running average, the optimiser and the step they are at: all that a checkpoint keeps."""
 
@@ -71,18 +113,17 @@ class Trainer:
         self.seconds = 0.0  # spent training, over all resumes
         self.dtype = precision(config.precision, device)
 
-    def update(self, train: Encoded, rows: np.ndarray) -> dict[str, float]:
-        """One optimiser step on the given crystals; returns scalars."""
-        config, rng = self.config, np.random.default_rng([self.config.seed, 1, self.step])
-        torch.manual_seed(int(rng.integers(2**62)))  # dropout
-        ids, labels = train.batch(rows, self.policy.representation, rng, config.condition_dropout,
-                                  config.property_dropout)
+    def update(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step on some crystals; returns scalars."""
+        config = self.config
+        torch.manual_seed(batch.seed)
+        ids, labels, legal = (t.to(self.device, non_blocking=True) for t in (batch.ids, batch.labels, batch.legal))
         rate = learning_rate(self.step, config)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.policy.train()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            loss = self.policy(ids.to(self.device), labels=labels.to(self.device)).loss
+            loss = self.policy(ids, labels=labels, legal=legal).loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.max_grad_norm)
         self.optimiser.step()
@@ -93,7 +134,7 @@ class Trainer:
             pairs = zip(self.average.parameters(), self.policy.parameters(), strict=True)
             averages, now = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)
             torch._foreach_lerp_(averages, now, 1 - decay)
-        tokens = int((labels != -100).sum())
+        tokens = int((batch.labels != -100).sum())
         return {"pretrain/loss": float(loss.detach()), "pretrain/learning_rate": rate,
                 "pretrain/grad_norm": float(norm), "pretrain/tokens": tokens}
 
@@ -236,10 +277,10 @@ def run(config: Any) -> None:
                TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
     with Run(output, config, resume=trainer.step if going_on else None) as log, Progress(*columns) as progress:
         task = progress.add_task("", total=config.steps, completed=trainer.step)
-        batches = train.epochs(config.batch, config.seed, trainer.step)
+        learnt_from = iter(batches(train, representation, config, device, trainer.step))
         while trainer.step < config.steps and not ended:
             began = time.monotonic()
-            scalars = trainer.update(train, next(batches))
+            scalars = trainer.update(next(learnt_from))
             trainer.seconds += time.monotonic() - began
             step, tokens = trainer.step, tokens + int(scalars["pretrain/tokens"])
             scalars["time/tokens_per_second"] = tokens / (time.monotonic() - started)

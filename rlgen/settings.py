@@ -46,6 +46,7 @@ class PretrainConfig:
     property_dropout: float = 0.5
     precision: str = "auto"
     threads: int = 0
+    workers: int | None = None
     evaluate_every: int = 200
     checkpoint_every: int = 200
     patience: int = 10
@@ -356,7 +357,7 @@ SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": Sam
            "hull": HullConfig, "relax": RelaxConfig, "annotate": AnnotateConfig,
            "explore": ExploreConfig, "predict": PredictConfig}
 #: What a resumed run may be given anew without more ado: it changes how a run goes, not what it learns.
-FREE = {"pretrain": ("checkpoint_every", "sample_every", "samples"),
+FREE = {"pretrain": ("checkpoint_every", "sample_every", "samples", "workers"),
         "finetune": ("steps", "workers", "checkpoint_every", "evaluate", "relax_steps", "judge", "ray.address",
                      "ray.cpus_per_worker", "ray.gpus_per_worker", "ray.memory_mb", "ray.timeout_s",
                      "ray.start_timeout_s")}

@@ -93,9 +93,9 @@ def test_a_policy_learns_crystals_and_heeds_what_is_asked():
     train = encode(prototypes(), ATOMS)
     assert len(train) == 64
     learner = trainer("steps=60", "batch=32", "learning_rate=2e-2", "policy.dropout=0", "ema=0.9")
-    batches = train.epochs(32, 0)
+    batches = iter(pretrain.batches(train, ATOMS, learner.config, learner.device))
     before, _ = pretrain.nll(learner.policy, train)
-    losses = [learner.update(train, next(batches))["pretrain/loss"] for _ in range(60)]
+    losses = [learner.update(next(batches))["pretrain/loss"] for _ in range(60)]
     after, per_atom = pretrain.nll(learner.policy, train)
     averaged, _ = pretrain.nll(learner.average, train)
     # Untrained, every legal token is about as likely; then the lattice's shape, the sites and the elements are learnt.
@@ -126,7 +126,7 @@ def test_a_step_by_hand():
     gradients = {name: p.grad.clone() for name, p in learner.policy.named_parameters()}
     learner.policy.zero_grad()
     norm = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
-    scalars = learner.update(train, np.array([0, 1]))
+    scalars = learner.update(pretrain.Batches(train, ATOMS, 0, 0.0, 0.0)[0, np.array([0, 1])])
     assert scalars["pretrain/grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert scalars["pretrain/tokens"] == int((labels != -100).sum())
     rate = scalars["pretrain/learning_rate"]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -73,6 +74,10 @@ class Representation(ABC):
     def binned(self) -> dict[str, Transform | Category]:
         """The properties that each have a token in prompts, the last ones, by their scale."""
         return self.conditions
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes: its class and parameters, of which it is made again."""
+        return partial(type(self), **self.parameters), ()
 
     @property
     def written(self) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -144,7 +143,7 @@ class GraphPotential(CellPotential):
     """
 
     #: Batches hold at most so many atoms: larger ones fall out of a CPU's caches and get slower per crystal.
-    atoms_per_batch: ClassVar[int] = 128
+    atoms_per_batch: int = 128
     device: torch.device = torch.device("cpu")
 
     @abstractmethod

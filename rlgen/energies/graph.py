@@ -40,7 +40,7 @@ def pairs_at_source(source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def undirected(graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
     """Pairs each bond with its reverse. -> bond of each directed edge (E,), and one directed edge of each bond (U,)."""
-    source, target, image = graph.source.numpy(), graph.target.numpy(), graph.image
+    source, target, image = graph.source.cpu().numpy(), graph.target.cpu().numpy(), graph.image
     # The sign of an image is that of its first component that is not zero: with 3 digits of a base that is its sum's.
     base = 2 * int(np.abs(image).max(initial=0)) + 1
     code = (image[:, 0] * base + image[:, 1]) * base + image[:, 2]
@@ -48,4 +48,4 @@ def undirected(graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
     atoms = np.minimum(source, target) * len(graph.numbers) + np.maximum(source, target)
     key = atoms * base**3 + np.where(backwards, -code, code)
     _, first, bond = np.unique(key, return_index=True, return_inverse=True)
-    return torch.from_numpy(bond), torch.from_numpy(first)
+    return torch.from_numpy(bond).to(graph.source.device), torch.from_numpy(first).to(graph.source.device)

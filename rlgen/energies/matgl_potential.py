@@ -23,6 +23,9 @@ from rlgen.types import UserError
 
 log = logging.getLogger(__name__)
 
+#: Atoms that a batch may hold on a GPU, which small ones leave idle.
+ATOMS_ON_GPU = 4096
+
 
 class MatglPotential(GraphPotential):
     """A `matgl` potential from a folder with its checkpoint; a subclass says how to choose the atom of the sums.
@@ -54,6 +57,14 @@ class MatglPotential(GraphPotential):
                 f"folder that holds {cls.checkpoint}/, or use energy=chgnet"
             )
         return cls(folder)
+
+    def to(self, device: torch.device) -> None:
+        """Evaluate there from now on."""
+        self._model.to(device)
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(self, name, value.to(device))
+        self.device, self.atoms_per_batch = device, ATOMS_ON_GPU if device.type == "cuda" else self.atoms_per_batch
 
     @abstractmethod
     def sum_at_second_atom(self, second: bool) -> None:

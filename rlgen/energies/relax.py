@@ -58,16 +58,18 @@ def relax(
     symmetry: bool = False,
     seconds: float | None = None,
     wanted: Sequence[float] | None = None,
-    atoms_in_flight: int = 128,
+    atoms_in_flight: int | None = None,
 ) -> list[Relaxation]:
     """Relaxes each crystal until its largest force is below `fmax` eV/Å, or its steps or its time are used up.
 
     A crystal that did not get there comes back as it is then, with `converged` False. steps: 0 is a single point.
     fixed_cell: only atoms move. symmetry: keep the space group. seconds: wall-clock time of each crystal.
     wanted: for each crystal the energy (eV/atom) up to which it is of interest; one that will hardly get there is given
-    up. atoms_in_flight: so many atoms are in a batch, at most (a larger crystal is alone); with 1 each crystal is
-    alone, and what comes out depends on nothing else that is relaxed.
+    up. atoms_in_flight: so many atoms are in a batch, at most (a larger crystal is alone), None: as many as the
+    potential evaluates at once, and 128 at least; with 1 each crystal is alone, and what comes out depends on nothing else that is relaxed.
     """
+    if atoms_in_flight is None:
+        atoms_in_flight = max(128, getattr(potential, "atoms_per_batch", 0))
     results: list[Relaxation | None] = [None] * len(structures)
     queue = deque(range(len(structures)))
     flying: list[_Flight] = []
