@@ -363,7 +363,8 @@ class CrystalPolicy(PreTrainedModel):
             from policies.hf import HFPolicy
 
             return HFPolicy.from_pretrained(folder), PromptTable.load(folder)
-        return cls.from_pretrained(folder), PromptTable.load(folder)
+        # Weights may be kept in half precision; they are computed with in single.
+        return cls.from_pretrained(folder, dtype=torch.float32), PromptTable.load(folder)
 
     def head(self, hidden: torch.Tensor, legal: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
         """Logits over the legal tokens, guided if so set, -inf elsewhere, divided by the temperature, in float32."""

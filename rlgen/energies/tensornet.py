@@ -145,5 +145,6 @@ def _mix(layers: Sequence[nn.Module], features: torch.Tensor) -> torch.Tensor:
 
 def _product(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
     """Products of matrices in coordinates (N, 9, U), channel by channel."""
-    a, b = (torch.einsum("nku,kc->ncu", m, BASIS).unflatten(1, (3, 3)) for m in (one, two))
-    return torch.einsum("ncu,kc->nku", (a[:, :, :, None] * b[:, None]).sum(2).flatten(1, 2), BASIS)
+    basis = BASIS.to(one.device)
+    a, b = (torch.einsum("nku,kc->ncu", m, basis).unflatten(1, (3, 3)) for m in (one, two))
+    return torch.einsum("ncu,kc->nku", (a[:, :, :, None] * b[:, None]).sum(2).flatten(1, 2), basis)
