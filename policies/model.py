@@ -22,8 +22,6 @@ from rlgen.types import Condition, UserError
 transformers_logging.disable_progress_bar()  # a bar for each of a hundred small files would bury our own
 
 SHIPPED = Path(__file__).parent / "shipped"
-#: Learnt on from that one, and can be asked for properties.
-ASKED = Path(__file__).parent / "asked"
 ROPE_BASE = 10_000.0
 #: Of the Gaussian, in bins, that embeddings of a property's bins are smoothed by.
 SMOOTHING = 1.0
@@ -346,15 +344,14 @@ class CrystalPolicy(PreTrainedModel):
 
     @classmethod
     def load(cls, name: str, representation: str | None = None) -> tuple[CrystalPolicy, PromptTable]:
-        """A trained policy and its prompt table: "shipped", "asked", which is shipped too and knows properties, or the
-        folder that pretraining or fine-tuning wrote.
+        """A trained policy and its prompt table: "shipped", or the folder that pretraining or fine-tuning wrote.
 
         UserError where there is none, or where it writes crystals in another way than the one named.
         """
-        folder = {"shipped": SHIPPED, "asked": ASKED}.get(name, Path(name))
+        folder = SHIPPED if name == "shipped" else Path(name)
         if not (folder / "config.json").exists():
-            raise UserError(f"policy={name}: no policy there ({folder / 'config.json'} is missing); give 'shipped', "
-                            "'asked' or the policy/ folder of a run")
+            raise UserError(f"policy={name}: no policy there ({folder / 'config.json'} is missing); give 'shipped' "
+                            "or the policy/ folder of a run")
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if representation not in (None, stored.get("representation")):
             raise UserError(f"policy={name} writes crystals as {stored.get('representation')}, not {representation}; "

@@ -606,8 +606,8 @@ def test_a_policy_learns_to_heed_what_is_asked(salts):
     assert free.std() > 0.7  # nothing asked: all sizes
 
 
-def test_the_shipped_policy_that_knows_properties_heeds_them():
-    policy, prompts = CrystalPolicy.load("asked")
+def test_the_shipped_policy_heeds_properties():
+    policy, prompts = CrystalPolicy.load("shipped")
     assert set(policy.representation.conditions) == set(prompts.properties) == {
         "density", "hhi_production", "hhi_reserve", "e_above_hull", "stability", "band_gap"}
     rng = np.random.default_rng(0)

@@ -155,7 +155,7 @@ def test_random_tokens_never_crash_the_reader_of_a_published_way(name):
 
 
 def test_ways_of_writing_are_told_apart():
-    assert make("orbits", max_atoms=20).version == "676ffb380aca65d2"  # of the shipped policy
+    assert make("orbits", max_atoms=20).version == "676ffb380aca65d2"  # as the shipped policy writes, but for properties
     assert make("orbits", max_atoms=20, order="published").version != make("orbits", max_atoms=20).version
     assert make("invariant", numbers="digits").version != make("invariant").version
     for name, wrong in (("orbits", {"order": "any"}), ("invariant", {"numbers": "roman"})):

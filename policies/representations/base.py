@@ -177,8 +177,7 @@ class Representation(ABC):
             can.append("crystal_system")
         if unknown := sorted(set(condition) - set(can)):
             raise UserError(f"cannot ask for {', '.join(unknown)}; known: {', '.join(can)}. A policy learns what a "
-                            f"property of the data is by python -m rlgen.pretrain conditions={','.join(unknown)}; "
-                            "policy=asked, which is shipped, knows density and some others")
+                            f"property of the data is by python -m rlgen.pretrain conditions={','.join(unknown)}")
         system, group = condition.get("crystal_system"), int(condition.get("space_group") or 0)
         if known(system) and group and SYSTEM.index(system) != crystal_system(group):
             raise UserError(f"space_group={group} is {SYSTEM.names[crystal_system(group)]}, not {system}")
