@@ -57,8 +57,8 @@ def precision(setting: str, device: torch.device) -> torch.dtype:
 
 
 class Batch(NamedTuple):
-    """What one step learns from. ids, labels: (B, T), see `Encoded.batch`. legal: (B, T - P + 1, V) the grammar's masks.
-    seed: of the step's dropout."""
+    """What one step learns from. ids, labels: (B, T), see `Encoded.batch`. legal: (B, T - P + 1, V) the grammar's
+    masks. seed: of the step's dropout."""
 
     ids: torch.Tensor
     labels: torch.Tensor
@@ -84,15 +84,17 @@ class Batches(Dataset[Batch]):
         return Batch(ids, labels, self.representation.masks(ids), seed)
 
 
-def batches(crystals: Encoded, representation: Any, config: Any, device: torch.device, start: int = 0) -> Iterable[Batch]:
+def batches(crystals: Encoded, representation: Any, config: Any, device: torch.device, start: int = 0
+            ) -> Iterable[Batch]:
     """Without end, from the given step on, made ahead by other processes where the device would wait for them."""
     workers = config.workers
     if workers is None:
         workers = 0 if device.type == "cpu" else max(1, (os.cpu_count() or 1) - 1)
     found = Batches(crystals, representation, config.seed, config.condition_dropout, config.property_dropout)
     several: dict[str, Any] = {"multiprocessing_context": "spawn", "prefetch_factor": 4} if workers else {}
-    return DataLoader(found, batch_size=None, sampler=enumerate(crystals.epochs(config.batch, config.seed, start), start),
-                      num_workers=workers, pin_memory=device.type == "cuda", **several)  # type: ignore[arg-type]
+    steps: Any = enumerate(crystals.epochs(config.batch, config.seed, start), start)
+    return DataLoader(found, batch_size=None, sampler=steps, num_workers=workers, pin_memory=device.type == "cuda",
+                      **several)
 
 
 class Trainer:

@@ -142,6 +142,16 @@ def test_batch_equals_single(potential, crystals):
                 np.testing.assert_allclose(point.stress, alone.stress, atol=1e-5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_gpu_gives_the_same(from_matgl, crystals):
+    there = from_matgl.evaluate(crystals, forces=False)
+    from_matgl.to(torch.device("cpu"))
+    here = from_matgl.evaluate(crystals, forces=False)
+    from_matgl.to(torch.device("cuda"))
+    for one, other in zip(here, there, strict=True):
+        assert one.energy == pytest.approx(other.energy, abs=1e-4)
+
+
 def test_forces_and_stress_are_derivatives(potential, crystals):
     structure = crystals[1]
     point = potential.evaluate([structure])[0]

@@ -10,8 +10,9 @@ import pytest
 import torch
 import yaml
 from conftest import CRYSTALS, random_conditions, tiny_policy
+from safetensors.torch import load_file
 
-from policies.model import Cache, CrystalPolicy
+from policies.model import SHIPPED, Cache, CrystalPolicy
 from policies.prompts import PromptTable
 from policies.representations import make
 from policies.sampler import sample
@@ -31,6 +32,14 @@ def batch(policy: CrystalPolicy, seed: int = 0) -> tuple[torch.Tensor, torch.Ten
     labels = ids.masked_fill(ids == rep.pad, -100)
     labels[:, : rep.prompt_length] = -100
     return ids, labels
+
+
+def test_weights_in_half_precision_are_computed_with_in_single():
+    policy, _ = CrystalPolicy.load("shipped")
+    kept = load_file(SHIPPED / "model.safetensors")
+    assert {weights.dtype for weights in kept.values()} == {torch.float16}
+    assert {weights.dtype for weights in policy.parameters()} == {torch.float32}
+    assert torch.equal(policy.embed.weight, kept["embed.weight"].float())
 
 
 def test_logits_are_minus_infinity_exactly_where_illegal(policy):

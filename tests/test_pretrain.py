@@ -114,6 +114,20 @@ def test_a_policy_learns_crystals_and_heeds_what_is_asked():
     assert other > right + 0.1
 
 
+def test_other_processes_make_the_same_batches():
+    train = encode(prototypes(), ATOMS)
+    found = []
+    for workers in (0, 1):
+        settings = load("pretrain", [*SMALL, "representation=atoms", "batch=16", f"workers={workers}"])
+        made = iter(pretrain.batches(train, ATOMS, settings, torch.device("cpu"), start=3))
+        found.append([next(made) for _ in range(3)])
+    for here, there in zip(*found, strict=True):
+        assert here.seed == there.seed
+        assert all(torch.equal(a, b) for a, b in zip(here[:3], there[:3], strict=True))
+        assert torch.equal(here.legal, ATOMS.masks(here.ids))
+    assert len({batch.seed for batch in found[0]}) == 3
+
+
 def test_a_step_by_hand():
     """One update of two crystals equals AdamW applied to the gradient of the mean NLL, clipped."""
     train = encode(prototypes()[:2], ATOMS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -154,8 +155,16 @@ def test_random_tokens_never_crash_the_reader_of_a_published_way(name):
             rep.decode(ids)
 
 
+@pytest.mark.parametrize("name", REPRESENTATIONS)
+def test_other_processes_get_the_same_representation(name):
+    conditions = {"density": {"kind": "log", "low": 0.5, "high": 20.0}}
+    rep = make(name, max_atoms=12, conditions=conditions)
+    again = pickle.loads(pickle.dumps(rep))
+    assert type(again) is type(rep) and again.version == rep.version and again.parameters == rep.parameters
+
+
 def test_ways_of_writing_are_told_apart():
-    assert make("orbits", max_atoms=20).version == "676ffb380aca65d2"  # as the shipped policy writes, but for properties
+    assert make("orbits", max_atoms=20).version == "676ffb380aca65d2"  # of what the shipped policy writes
     assert make("orbits", max_atoms=20, order="published").version != make("orbits", max_atoms=20).version
     assert make("invariant", numbers="digits").version != make("invariant").version
     for name, wrong in (("orbits", {"order": "any"}), ("invariant", {"numbers": "roman"})):

@@ -66,7 +66,8 @@ def relax(
     fixed_cell: only atoms move. symmetry: keep the space group. seconds: wall-clock time of each crystal.
     wanted: for each crystal the energy (eV/atom) up to which it is of interest; one that will hardly get there is given
     up. atoms_in_flight: so many atoms are in a batch, at most (a larger crystal is alone), None: as many as the
-    potential evaluates at once, and 128 at least; with 1 each crystal is alone, and what comes out depends on nothing else that is relaxed.
+    potential evaluates at once, and 128 at least; with 1 each crystal is alone, and what comes out depends on nothing
+    else that is relaxed.
     """
     if atoms_in_flight is None:
         atoms_in_flight = max(128, getattr(potential, "atoms_per_batch", 0))
