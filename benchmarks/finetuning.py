@@ -42,8 +42,8 @@ ALGORITHMS: dict[str, list[str]] = {
     "RLOO": ["algorithm=rloo", "algorithm.learning_rate=5e-4"],
     "PPO": ["algorithm=ppo"],
 }
-#: "default": prompts, a memory of crystals, off_prompt. What starts with "no" lacks a part of it.
-DIVERSITY: dict[str, list[str]] = {
+#: All by GRPO. "default": prompts, a memory of crystals, off_prompt. What starts with "no" lacks a part of it.
+DIVERSITY: dict[str, list[str]] = {name: ["algorithm=grpo", *settings] for name, settings in {
     "default": [],
     "nothing": [*OPEN, *FORGETFUL],
     "no prompts": OPEN,
@@ -60,12 +60,12 @@ DIVERSITY: dict[str, list[str]] = {
     "entropy": ENTROPY,
     "KL of elements": ["algorithm.beta_by_kind.element=0.1"],
     "together": [*FORMULAS, *PROTOTYPES, *SPREAD, *REPLAY, *ENTROPY],
-}
+}.items()}
 #: What reaches furthest (docs/results.md), and how far with how much of the diversity that is asked for.
 BEST = ["reward=novelty*(stability+formation)", "reward.stability.width=1", "reward.stability.max_force=inf",
         "algorithm=gvpo", "batch=512"]
-TRADEOFF = {f"GVPO, prompts keep {keep:.0%}": [*BEST, f"prompts.diversity={keep}"] for keep in (1.0, 0.9, 0.75)} | {
-    f"GVPO, beta {beta}": [*BEST, "prompts.diversity=0.9", f"algorithm.beta={beta}"] for beta in (0.03, 0.15)}
+TRADEOFF = {f"beta {beta}": [*BEST, f"algorithm.beta={beta}"] for beta in (0.02, 0.035, 0.07, 0.15)} | {
+    f"prompts keep {keep:.0%}": [*BEST, f"prompts.diversity={keep}"] for keep in (0.97, 0.9)}
 SETS = {"diversity": DIVERSITY, "algorithms": ALGORITHMS, "tradeoff": TRADEOFF}
 ARMS = DIVERSITY | ALGORITHMS | TRADEOFF
 #: Figures of a judge that must not fall for S.U.N. to rise.

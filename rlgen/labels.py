@@ -15,10 +15,11 @@ from rlgen.properties import measure
 from rlgen.types import UserError
 
 
-def label(records: Sequence[Record], name: str) -> np.ndarray:
+def label(records: Sequence[Record], name: str, *, optional: bool = False) -> np.ndarray:
     """(M,) a property of crystals, NaN where it is unknown.
 
-    A column of the data that is called so counts before what would be measured. UserError where there is neither.
+    A column of the data that is called so counts before what would be measured. Where there is neither it is unknown of
+    all if it is `optional`, else a UserError.
     """
     if any(name in record.properties for record in records):
         return np.array([record.properties.get(name, np.nan) for record in records])
@@ -30,15 +31,18 @@ def label(records: Sequence[Record], name: str) -> np.ndarray:
                 progress.advance(1)
         return np.array(values)
     except UserError as error:
+        if optional:
+            return np.full(len(records), np.nan)
         columns = sorted({column for record in records for column in record.properties})
         raise UserError(f"conditions: the data have no column {name} (numbers of theirs: {', '.join(columns) or 'none'}"
                         f"), and {error}") from error
 
 
-def labels(records: Sequence[Record], names: Sequence[str]) -> dict[str, np.ndarray]:
+def labels(records: Sequence[Record], names: Sequence[str], *, optional: bool = False) -> dict[str, np.ndarray]:
     """`label` by name, but for the crystal system, which follows from the space group that is written; of a category
     with a threshold the number."""
-    return {name: label(records, NUMBER_OF.get(name, name)) for name in names if name != "crystal_system"}
+    return {name: label(records, NUMBER_OF.get(name, name), optional=optional) for name in names
+            if name != "crystal_system"}
 
 
 def scales(names: Sequence[str], given: Mapping[str, Mapping[str, Any]], values: Mapping[str, np.ndarray]

@@ -182,9 +182,14 @@ def build(config: Any, representation: Any, start: CrystalPolicy | None = None) 
     return HFPolicy.create(representation, **settings)
 
 
-def names_of(config: Any) -> list[str]:
-    """The properties that the policy is to be asked for. UserError: nothing says what `hindsight` is worth."""
+def names_of(config: Any, start: CrystalPolicy | None) -> list[str]:
+    """The properties that the policy is to be asked for; where none is named, those of the policy to go on from.
+
+    UserError: nothing says what `hindsight` is worth.
+    """
     names = [name.strip() for name in config.conditions.split(",") if name.strip()]
+    if not names and start is not None:
+        names = list(start.representation.conditions)
     if config.hindsight is not None and not set(ENERGIES) & set(names):
         raise UserError(f"hindsight={config.hindsight}: what a policy wrote is learnt from by how stable it is: add "
                         f"{' or '.join(ENERGIES)} to conditions=")
@@ -206,7 +211,7 @@ def judged(path: str) -> list[data.Record]:
 def written(config: Any, dataset: data.Dataset, start: CrystalPolicy | None = None) -> tuple[Any, Encoded, Encoded]:
     """The representation, with the scales of what it is to be asked for, and the splits to learn from and validate on.
     """
-    names = names_of(config)
+    names = names_of(config, start)
     parameters = plain(config.policy.representation_parameters)
     given = parameters.pop("conditions", {})
     if unused := sorted(set(given) - set(names)):
@@ -217,7 +222,8 @@ def written(config: Any, dataset: data.Dataset, start: CrystalPolicy | None = No
         kept = {k: v for k, v in start.representation.parameters.get("conditions", {}).items() if k not in given}
     train, val = dataset.splits["train"], dataset.splits["val"]
     wrote = judged(config.hindsight) if config.hindsight is not None else []
-    known = labels([*train, *wrote, *val], names)  # together, so that a property has one source in all
+    # Together, so that a property has one source in all; what was only taken over may be unknown.
+    known = labels([*train, *wrote, *val], names, optional=not config.conditions)
     first, last = len(train), len(train) + len(wrote)
     of_train, of_wrote, of_val, fit_to = ({name: values[part] for name, values in known.items()} for part in (
         slice(first), slice(first, last), slice(last, None), slice(last)))
@@ -247,7 +253,7 @@ def run(config: Any) -> None:
     start = None
     if config.policy.start is not None:  # a mistake is found before any data are read
         start, _ = CrystalPolicy.load(config.policy.start, config.policy.representation)
-    names_of(config)
+    names_of(config, start)
     dataset = data.load(config.data, limit=config.limit)
     print(dataset.summary())
     representation, train, val = written(config, dataset, start)

@@ -51,7 +51,7 @@ def test_run_leaves_what_it_promises(policy, tmp_path, monkeypatch):
     assert ((table["status"] == "invalid") == (table["validity"] == 0)).all()
     assert (table.loc[table["status"] == "invalid", "total"] == 0).all()
     names = {"reward/total", "reward/validity", "reward/uniqueness_raw", "reward/failed_fraction", "sample/valid",
-             "policy/kl", "policy/entropy", "policy/clip_fraction", "policy/grad_norm", "loss/policy",
+             "policy/kl", "policy/entropy", "policy/foresight", "policy/grad_norm", "loss/policy",
              "policy/nll_real", "diversity/n_atoms", "reward/std", "reward/equal_groups", "collapse/alarms"}
     assert [m["step"] for m in metrics(tmp_path / "run")] == [1, 2] and names <= set(metrics(tmp_path / "run")[0])
     assert "policy/nll_real" not in metrics(tmp_path / "run")[1]
@@ -59,19 +59,22 @@ def test_run_leaves_what_it_promises(policy, tmp_path, monkeypatch):
     assert "| reward | validity+uniqueness |" in (tmp_path / "run" / "policy" / "README.md").read_text()
     trained, _ = CrystalPolicy.load(str(tmp_path / "run" / "policy"))
     start, _ = CrystalPolicy.load(str(policy))
-    assert not torch.equal(trained.embed.weight, start.embed.weight)
+    assert torch.equal(trained.embed.weight, start.embed.weight)  # an adapter behind it learns
+    assert start.adapter is None and trained.adapter is not None and trained.adapter.out.weight.abs().max() > 0
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "gvpo"])
 @pytest.mark.parametrize("name", REPRESENTATIONS)
-def test_every_representation_can_be_finetuned(tmp_path, name):
+def test_every_representation_can_be_finetuned(tmp_path, name, algorithm):
     torch.manual_seed(0)
     CrystalPolicy.create(make(name, max_atoms=8), hidden_size=32, layers=2, heads=2,
                          intermediate_size=64).save_pretrained(tmp_path / "start")
     PromptTable.of([225, 221, 139], [[11, 17], [22, 38, 8, 8, 8], [29]]).save(tmp_path / "start")
-    run(tmp_path / "start", tmp_path / "run", "reward=validity+uniqueness", "steps=2", f"representation={name}")
+    run(tmp_path / "start", tmp_path / "run", "reward=validity+uniqueness", "steps=2", f"representation={name}",
+        f"algorithm={algorithm}")
     first, second = metrics(tmp_path / "run")
     # The first step's ratios are exactly 1: what was sampled and what is learnt from is one distribution.
-    assert first["policy/clip_fraction"] == 0 and abs(first["policy/kl"]) < 1e-6
+    assert first.get("policy/clip_fraction", 0) == 0 and abs(first["policy/kl"]) < 1e-6
     assert first["sample/valid"] > 0 and second["policy/kl"] > 0
 
 

@@ -380,6 +380,27 @@ def test_a_policy_learns_on_and_can_be_asked_for_more(table, tmp_path):
         pretrain.run(load("pretrain", [f"data={table}", *again[:2]]))
 
 
+def test_a_policy_that_learns_on_keeps_what_it_can_be_asked(table, tmp_path):
+    """Also what the data at hand cannot tell: it stays unknown of them."""
+    rows = list(csv.DictReader(table.open()))
+    with (tmp_path / "hard.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "hardness"])
+        writer.writeheader()
+        writer.writerows({**row, "hardness": i} for i, row in enumerate(rows))
+    given = ["representation=atoms", "batch=4", "sample_every=0", "device=cpu", "steps=1"]
+    pretrain.run(load("pretrain", [*SMALL, *given, f"data={tmp_path / 'hard.csv'}", "conditions=density,hardness",
+                                   f"output={tmp_path / 'one'}"]))
+    start = ["policy=trained", f"policy.start={tmp_path / 'one/policy'}"]
+    pretrain.run(load("pretrain", [*start, *given, f"data={table}", f"output={tmp_path / 'two'}"]))
+    one, _ = CrystalPolicy.load(str(tmp_path / "one/policy"))
+    two, prompts = CrystalPolicy.load(str(tmp_path / "two/policy"))
+    assert two.representation.conditions == one.representation.conditions
+    assert np.isnan(prompts.properties["hardness"]).all() and np.isfinite(prompts.properties["density"]).all()
+    with pytest.raises(UserError, match="the data have no column hardness"):
+        pretrain.run(load("pretrain", [*start, *given, f"data={table}", "conditions=hardness",
+                                       f"output={tmp_path / 'three'}"]))
+
+
 def test_hindsight_is_learnt_from_and_asked_for_by_nobody(table, tmp_path, capsys):
     """What a policy wrote widens the scale of energies; prompts and validation stay the data's."""
     rows = list(csv.DictReader(table.open()))

@@ -61,7 +61,7 @@ def test_a_run_of_two_processes_is_one_run(tmp_path):
     assert all(asked[i] == asked[4 * (i // 4)] for i in range(24))  # groups are whole, in order
     assert table["cif"].nunique() > 16  # the processes do not draw the same
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [s["step"] for s in steps] == [1, 2] and steps[0]["policy/clip_fraction"] == 0 < steps[1]["policy/kl"]
+    assert [s["step"] for s in steps] == [1, 2] and abs(steps[0]["policy/kl"]) < 1e-6 < steps[1]["policy/kl"]
     trained, _ = CrystalPolicy.load(str(tmp_path / "run" / "policy"))
     kept, _ = CrystalPolicy.load(str(tmp_path / "run" / "checkpoints" / "step_2" / "policy"))
     assert all(map(torch.equal, trained.parameters(), kept.parameters()))

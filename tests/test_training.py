@@ -31,7 +31,7 @@ class Learner:
 
 def training_of(tmp_path, *arguments):
     config = load("finetune", [f"output={tmp_path}", "steps=40", "checkpoint_every=4", "collapse.window=3",
-                               "algorithm.learning_rate=0.1", *arguments])  # fmt: skip
+                               "algorithm.learning_rate=0.1", "collapse.above.policy/kl=0.3", *arguments])  # fmt: skip
     nothing = SimpleNamespace(save=lambda folder: None, load=lambda folder: None,
                               prompts=SimpleNamespace(save=lambda folder: None))
     return Training(config, Learner(config.algorithm.learning_rate), nothing)
