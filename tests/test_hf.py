@@ -206,7 +206,7 @@ def test_pretraining_lowers_the_loss_and_changes_adapters_alone(path, tmp_path):
     handler, threads = signal.getsignal(signal.SIGINT), torch.get_num_threads()
     given = {"policy": "hf", "policy.path": path, "policy.lora_rank": 4, "output": tmp_path / "run", "steps": 12,
              "data": tmp_path / "crystals.csv", "batch": 8, "warmup": 0, "learning_rate": 2e-2, "ema": 0.5,
-             "sample_every": 0, "evaluate_every": 6, "checkpoint_every": 6, "device": "cpu", "precision": "fp32",
+             "sample_every": 0, "evaluate_every": 12, "checkpoint_every": 6, "device": "cpu", "precision": "fp32",
              "policy.representation_parameters.max_atoms": 8}  # fmt: skip
     pretrain.run(load("pretrain", [f"{key}={value}" for key, value in given.items()]))
     signal.signal(signal.SIGINT, handler)

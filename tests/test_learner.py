@@ -452,7 +452,7 @@ def test_scaling_moves_all_learning_rates():
         (["algorithm.name=dpo"], "algorithm.name=dpo; known: grpo, rloo, ppo, gvpo, trl"),
         (["algorithm.group_size=1"], "algorithm.group_size=1: must be at least 2"),
         (["batch=20"], "batch=20 is no multiple of algorithm.group_size=8"),
-        (["algorithm.beta=0", "algorithm.target_kl=0.1"], "algorithm.beta is 0"),
+        (["algorithm=grpo", "algorithm.beta=0", "algorithm.target_kl=0.1"], "algorithm.beta is 0"),
         (["algorithm=ppo", "algorithm.scale_rewards=group"], "compares no groups"),
         (["algorithm=gvpo", "algorithm.beta=0"], "must be above 0"),
         (["algorithm=gvpo", "algorithm.beta_by_kind.element=0"], "must be above 0"),
