@@ -1,4 +1,4 @@
-"""What is asked of a policy against what comes: `python benchmarks/conditions.py policy=asked n=40`.
+"""What is asked of a policy against what comes: `python benchmarks/conditions.py policy=shipped n=40`.
 
 For each of `ask=density,density+hhi_production+space_group,band_gap>4` (a plus: together; without ask every property
 that the policy was trained on, the space group, and pairs and triples of density, HHI and space group), asks for

@@ -112,11 +112,7 @@ def _load(name: str) -> Potential:
     if name not in POTENTIALS:
         return import_module("rlgen.energies.ase_calculator").AsePotential.load(name)
     module, cls = POTENTIALS[name].split(":")
-    potential = getattr(import_module(module), cls).load()
-    torch = import_module("torch")
-    if torch.cuda.is_available() and hasattr(potential, "to"):
-        potential.to(torch.device("cuda"))
-    return potential
+    return getattr(import_module(module), cls).load()
 
 
 def load_potential(name: str = "auto") -> Potential:

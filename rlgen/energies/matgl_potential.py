@@ -49,14 +49,17 @@ class MatglPotential(GraphPotential):
 
     @classmethod
     def load(cls) -> Self:
-        """The potential from the user's folder, matgl's cache or its hub."""
+        """The potential from the user's folder, matgl's cache or its hub, on a GPU if this process sees one."""
         folder = weights.folder_of(cls.checkpoint)
         if folder is None:
             raise UserError(
                 f"the weights of {cls.checkpoint} are not here and the hub does not answer: set RLGEN_MODELS to a "
                 f"folder that holds {cls.checkpoint}/, or use energy=chgnet"
             )
-        return cls(folder)
+        potential = cls(folder)
+        if torch.cuda.is_available():
+            potential.to(torch.device("cuda"))
+        return potential
 
     def to(self, device: torch.device) -> None:
         """Evaluate there from now on."""
