@@ -37,7 +37,7 @@ class PolicyConfig(PretrainedConfig):
     def __init__(self, hidden_size: int = 128, layers: int = 4, heads: int = 4, intermediate_size: int = 352,
                  dropout: float = 0.0, representation: str = "atoms",
                  representation_parameters: dict[str, Any] | None = None, representation_version: str = "",
-                 vocab_size: int = 0, adapter: int = 0, **kwargs: Any):
+                 vocab_size: int = 0, adapter: int = 0, sampling_temperature: float = 1.0, **kwargs: Any):
         self.hidden_size = hidden_size
         self.layers = layers
         self.heads = heads
@@ -48,6 +48,7 @@ class PolicyConfig(PretrainedConfig):
         self.representation_version = representation_version
         self.vocab_size = vocab_size
         self.adapter = adapter
+        self.sampling_temperature = sampling_temperature  # the one that fine-tuning drew at
         kwargs.setdefault("pad_token_id", 0)
         kwargs.setdefault("bos_token_id", 1)
         kwargs.setdefault("eos_token_id", 2)

@@ -34,9 +34,14 @@ class Rollout:
 
 @torch.no_grad()
 def sample(policy: CrystalPolicy, conditions: Sequence[Condition], generator: torch.Generator, *,
-           temperature: float = 1.0, group: Sequence[int] | None = None, batch: int = 256,
+           temperature: float | None = None, group: Sequence[int] | None = None, batch: int = 256,
            progress: Callable[[int], None] = lambda n: None) -> Rollout:
-    """One sequence for each condition, in batches; `progress` is told how many more are done."""
+    """One sequence for each condition, in batches; `progress` is told how many more are done.
+
+    temperature: None is the one that the policy was fine-tuned at, 1 if it was not.
+    """
+    if temperature is None:
+        temperature = policy.config.sampling_temperature
     training = policy.training
     policy.eval()
     prompts = torch.tensor([policy.representation.prompt(c) for c in conditions], device=policy.device)

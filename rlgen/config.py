@@ -149,9 +149,14 @@ def _set(config: Any, verb: str, key: str, value: Any) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     known = known_keys(verb)
+    if key.startswith("algorithm.") and verb == "finetune":
+        known = [name for name in known if not name.startswith("algorithm.")] + _algorithm(config.algorithm.name)
     free = any(key.startswith(f"{k}.") and OmegaConf.is_dict(OmegaConf.select(config, k)) for k in known)
     if key not in known and not free:
         close = difflib.get_close_matches(key, known, 1)
+        if key in known_keys(verb):
+            raise UserError(f"algorithm={config.algorithm.name} has no {key}; it has "
+                            f"{', '.join(_algorithm(config.algorithm.name))}")
         raise UserError(f"unknown key {key!r}{f'; did you mean {close[0]!r}?' if close else ''}\n"
                         f"known keys: {', '.join(known)}")
     try:
@@ -160,6 +165,13 @@ def _set(config: Any, verb: str, key: str, value: Any) -> None:
         OmegaConf.update(config, key, value, force_add=free)
     except OmegaConfBaseException as error:
         raise UserError(f"{key}={value}: {str(error).splitlines()[0]}") from error
+
+
+def _algorithm(name: str) -> list[str]:
+    """The dotted settings that an algorithm has: those of its file, but for its name, which `algorithm=` says."""
+    from omegaconf import OmegaConf
+
+    return [f"algorithm.{key}" for key in OmegaConf.load(CONFIGS / "algorithm" / f"{name}.yaml") if key != "name"]
 
 
 def read_value(text: str) -> Any:

@@ -37,7 +37,7 @@ def answering(policy: CrystalPolicy, prompts: PromptTable, asked: Mapping[str, A
 
 
 def drawn(policy: CrystalPolicy, conditions: Sequence[Condition], generator: torch.Generator, *, batch: int,
-          temperature: float = 1.0) -> tuple[list[Structure | CrystalError], list[float]]:
+          temperature: float | None = None) -> tuple[list[Structure | CrystalError], list[float]]:
     """A crystal for each condition (B), and the log-probability of each."""
     crystals: list[Structure | CrystalError] = []
     logprobs: list[float] = []

@@ -47,7 +47,9 @@ def run(config: Any) -> None:
     policy, prompts = CrystalPolicy.load(config.policy, config.representation)
     tell_scales(config, policy)
     Asking(prompts, config).check(policy)  # a mistake is found before there is a run
-    rewards = [str(make_rewards(stage.config)[1]) for stage in Stages(config).stages]
+    stages = Stages(config).stages
+    rewards = [str(make_rewards(stage.config)[1]) for stage in stages]
+    policy.config.sampling_temperature = stages[-1].config.algorithm.temperature
     first = 0 if last is None else checkpoint.step_of(last)
     with (processes.only_first_speaks(output) as folder,
           Run(folder, config, resume=first if going_on else None) as log):
@@ -101,7 +103,7 @@ def train(config: Any, policy: CrystalPolicy, collector: Collector, log: Run, la
             step, began = step + 1, time.monotonic()
             measured, stats = pipeline.take(step, training.stages)
             experience, updating = collector.remember(measured), time.monotonic()
-            learner.begin(collector.meaning)
+            learner.begin(f"{collector.meaning}, temperature {experience.rollout.temperature}")
             stats |= learner.update(experience.rollout, experience.rewards,
                                     np.random.default_rng([config.seed, 4, step]))
             stats["time/update"] = time.monotonic() - updating

@@ -66,7 +66,7 @@ def similar(symbol: str, tolerance: float = 0.1) -> frozenset[int]:
 
 
 def infill(policy: CrystalPolicy, structure: Structure, mask: str, n: int, generator: torch.Generator, *,
-           elements: Collection[int] | None = None, temperature: float = 1.0, draws: int = 8,
+           elements: Collection[int] | None = None, temperature: float | None = None, draws: int = 8,
            condition: Condition | None = None) -> list[Structure | CrystalError]:
     """n completions of a crystal, in its own order of sites; what is not masked is kept exactly.
 
@@ -89,7 +89,7 @@ def infill(policy: CrystalPolicy, structure: Structure, mask: str, n: int, gener
     plain = {**(condition or {}), "n_atoms": len(structure)}
     rollout = sample(policy, [{**plain, TEMPLATE: template}] * (n * draws), generator, temperature=temperature)
     with torch.no_grad():
-        whole, _ = policy.token_logprobs(rollout.ids, temperature, [plain] * len(rollout.ids))
+        whole, _ = policy.token_logprobs(rollout.ids, rollout.temperature, [plain] * len(rollout.ids))
     # A draw that does not go with what is known has probability 0; where nothing is legal, it is not a number.
     weights = (whole - rollout.logprobs).masked_fill(~rollout.mask, 0.0).sum(1).nan_to_num(nan=-torch.inf)
     found = decode(policy, rollout)

@@ -207,7 +207,7 @@ class SampleConfig:
     formats: str = "cif,extxyz"
     seed: int = 0
     batch: int = 256
-    temperature: float = 1.0
+    temperature: float | None = None
     guidance: float | None = None
     condition: dict[str, Any] = field(default_factory=dict)
     infill: str | None = None
@@ -292,7 +292,7 @@ class SearchConfig:
     output: str = "explored"
     seed: int = 0
     batch: int = 256
-    temperature: float = 1.0
+    temperature: float | None = None
     guidance: float | None = None
     energy: str = "auto"
     data: str = "shipped"

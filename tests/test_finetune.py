@@ -44,7 +44,8 @@ def metrics(folder: Path) -> list[dict]:
 
 def test_run_leaves_what_it_promises(policy, tmp_path, monkeypatch):
     monkeypatch.setattr(likelihood, "CRYSTALS", 8)
-    run(policy, tmp_path / "run", "reward=validity+uniqueness", "steps=2", "checkpoint_every=1", "real_every=2")
+    run(policy, tmp_path / "run", "reward=validity+uniqueness", "steps=2", "checkpoint_every=1", "real_every=2",
+        "algorithm.temperature=0.8")
     table = pd.read_parquet(tmp_path / "run" / "samples.parquet")
     assert len(table) == 32 and table["step"].tolist() == [1] * 16 + [2] * 16
     assert {"cif", "condition", "total", "status", "reason", "validity", "uniqueness_raw"} <= set(table)
@@ -60,6 +61,7 @@ def test_run_leaves_what_it_promises(policy, tmp_path, monkeypatch):
     trained, _ = CrystalPolicy.load(str(tmp_path / "run" / "policy"))
     start, _ = CrystalPolicy.load(str(policy))
     assert torch.equal(trained.embed.weight, start.embed.weight)  # an adapter behind it learns
+    assert (start.config.sampling_temperature, trained.config.sampling_temperature) == (1.0, 0.8)
     assert start.adapter is None and trained.adapter is not None and trained.adapter.out.weight.abs().max() > 0
 
 

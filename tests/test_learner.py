@@ -446,17 +446,20 @@ def test_scaling_moves_all_learning_rates():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["algorithm.scale_rewards=max"], "algorithm.scale_rewards=max; known: none, group, batch"),
-        (["algorithm.loss_type=mean"], "algorithm.loss_type=mean; known: dapo, bnpo, grpo, dr_grpo"),
-        (["algorithm.importance_sampling_level=crystal"], "known: token, sequence"),
-        (["algorithm.name=dpo"], "algorithm.name=dpo; known: grpo, rloo, ppo, gvpo, trl"),
+        (["algorithm=grpo", "algorithm.scale_rewards=max"], "algorithm.scale_rewards=max; known: none, group, batch"),
+        (["algorithm=grpo", "algorithm.loss_type=mean"], "algorithm.loss_type=mean; known: dapo, bnpo, grpo, dr_grpo"),
+        (["algorithm=grpo", "algorithm.importance_sampling_level=crystal"], "known: token, sequence"),
+        (["algorithm=dpo"], "unknown algorithm=dpo; known: grpo, gvpo, ppo, rloo, trl"),
+        (["algorithm.name=ppo"], "algorithm=gvpo has no algorithm.name"),
+        (["algorithm.epsilon=0.1"], "algorithm=gvpo has no algorithm.epsilon; it has algorithm.group_size"),
+        (["algorithm=grpo", "algorithm.past=3"], "algorithm=grpo has no algorithm.past"),
         (["algorithm.group_size=1"], "algorithm.group_size=1: must be at least 2"),
         (["batch=20"], "batch=20 is no multiple of algorithm.group_size=8"),
         (["algorithm=grpo", "algorithm.beta=0", "algorithm.target_kl=0.1"], "algorithm.beta is 0"),
         (["algorithm=ppo", "algorithm.scale_rewards=group"], "compares no groups"),
         (["algorithm=gvpo", "algorithm.beta=0"], "must be above 0"),
         (["algorithm=gvpo", "algorithm.beta_by_kind.element=0"], "must be above 0"),
-        (["algorithm=trl", "algorithm.target_kl=0.1"], "algorithm.target_kl is not known to TRL"),
+        (["algorithm=trl", "algorithm.target_kl=0.1"], "algorithm=trl has no algorithm.target_kl"),
     ],
 )
 def test_what_cannot_be_meant_is_told(arguments, says):

@@ -48,6 +48,13 @@ def test_logprobs_equal_recomputed_ones(policy, temperature):
     assert (rollout.logprobs - wrong)[rollout.mask].abs().max() > 0.1
 
 
+def test_a_policy_is_sampled_at_the_temperature_that_it_was_tuned_at():
+    policy = tiny_policy()
+    policy.config.sampling_temperature = 0.5
+    own, same, other = draw(policy, temperature=None), draw(policy, temperature=0.5), draw(policy, temperature=1.0)
+    assert own.temperature == 0.5 and torch.equal(own.ids, same.ids) and not torch.equal(own.ids, other.ids)
+
+
 def test_logprobs_hold_beyond_the_first_allocation_of_the_cache():
     policy = tiny_policy(max_atoms=40)
     rollout = draw(policy, conditions=[{"n_atoms": 40}, {"n_atoms": 3}, {"n_atoms": 33}])

@@ -12,16 +12,13 @@ if TYPE_CHECKING:
     from policies.model import CrystalPolicy
     from rlgen.algorithms.learner import Learner
 
-NAMES = ("grpo", "rloo", "ppo", "gvpo", "trl")
-
 
 def check(config: Any) -> None:
     """UserError for settings of fine-tuning (`batch` and `algorithm`) that cannot be meant."""
     from rlgen.algorithms.losses import LEVELS, LOSS_TYPES, SCALES
 
     c = config.algorithm
-    for key, known in (("name", NAMES), ("scale_rewards", SCALES), ("loss_type", LOSS_TYPES),
-                       ("importance_sampling_level", LEVELS)):
+    for key, known in (("scale_rewards", SCALES), ("loss_type", LOSS_TYPES), ("importance_sampling_level", LEVELS)):
         if c[key] not in known:
             raise UserError(f"algorithm.{key}={c[key]}; known: {', '.join(known)}")
     if c.name != "ppo" and c.group_size < 2:
@@ -36,11 +33,8 @@ def check(config: Any) -> None:
         raise UserError(f"batch={config.batch} is no multiple of algorithm.group_size={c.group_size}")
     if c.target_kl is not None and not (c.beta or c.beta_by_kind):
         raise UserError(f"algorithm.target_kl={c.target_kl} steers the weight of the KL, but algorithm.beta is 0")
-    ours = [key for key in ("target_kl", "beta_by_kind", "entropy_by_kind") if c[key]]
     if c.name == "trl" and (config.stages or config.pipeline):
         raise UserError("algorithm=trl takes neither stages= nor pipeline=; the others do")
-    if c.name == "trl" and ours:
-        raise UserError(f"algorithm.{ours[0]} is not known to TRL; the others have it")
 
 
 def make(config: Any, policy: CrystalPolicy, accelerator: Accelerator) -> Learner:
