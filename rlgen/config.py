@@ -171,7 +171,7 @@ def _algorithm(name: str) -> list[str]:
     """The dotted settings that an algorithm has: those of its file, but for its name, which `algorithm=` says."""
     from omegaconf import OmegaConf
 
-    return [f"algorithm.{key}" for key in OmegaConf.load(CONFIGS / "algorithm" / f"{name}.yaml") if key != "name"]
+    return [f"algorithm.{key!s}" for key in OmegaConf.load(CONFIGS / "algorithm" / f"{name}.yaml") if key != "name"]
 
 
 def read_value(text: str) -> Any:
