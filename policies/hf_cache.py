@@ -1,4 +1,4 @@
-"""The cache of a Hugging Face model in the way of our own: rows may only be left out at the end, and nothing moves."""
+"""The cache of a Hugging Face model in the way of our own: later calls may bring the first rows only."""
 
 from __future__ import annotations
 
@@ -43,6 +43,13 @@ class HFCache(Cache):
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=_Layer)
         self.seen: torch.Tensor | None = None
+
+    def narrow(self, rows: torch.Tensor) -> None:
+        """Keep these rows (b,)."""
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        assert self.seen is not None
+        self.seen = self.seen[rows]
 
     def extend(self, seen: torch.Tensor) -> torch.Tensor:
         """Append (b, t) for the first b rows and return those rows so far."""

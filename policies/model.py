@@ -82,6 +82,12 @@ class Cache:
         self.buffer[layer, 1, :b, :, self.length : end] = v
         return self.buffer[layer, 0, :b, :, :end], self.buffer[layer, 1, :b, :, :end]
 
+    def narrow(self, rows: torch.Tensor) -> None:
+        """Keep these rows (b,)."""
+        self.buffer = self.buffer[:, :, rows]
+        if self.told is not None:
+            self.told = self.told[rows]
+
 
 def rope(positions: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines (T, size) of rotary position embedding (Su et al., arXiv 2104.09864)."""
@@ -283,6 +289,10 @@ class CrystalPolicy(PreTrainedModel):
     def new_cache(self, batch: int) -> Any:
         """For `hidden`; of the batch that the first call brings, later ones may bring the first rows only."""
         return Cache(self.config, batch if self.guidance == 1.0 else 2 * batch, 64, self.embed.weight)
+
+    def narrow(self, cache: Any, rows: torch.Tensor) -> None:
+        """Go on with some rows (b,) of a cache only, in this order."""
+        cache.narrow(rows if self.guidance == 1.0 else torch.stack([2 * rows, 2 * rows + 1], 1).flatten())
 
     def guide(self, weight: float) -> None:
         """From now on draw and measure with logits u + weight (c - u) of the legal tokens: c those under the whole

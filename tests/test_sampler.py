@@ -87,7 +87,8 @@ def test_low_temperatures_draw_likelier_tokens(policy):
 def test_draws_follow_the_distribution():
     probabilities = torch.tensor([0.0, 0.1, 0.0, 0.5, 0.25, 0.149, 0.001, 0.0])
     n = 40_000
-    drawn = sampler._draw(probabilities.log().expand(n, -1), torch.Generator().manual_seed(0))
+    u = torch.rand(n, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = sampler._draw(probabilities.log().expand(n, -1), u)
     assert drawn.shape == (n, 1)
     seen = torch.bincount(drawn[:, 0], minlength=len(probabilities)).double()
     possible = probabilities > 0
@@ -97,17 +98,16 @@ def test_draws_follow_the_distribution():
 
 
 @pytest.mark.parametrize(("u", "token"), [(0.0, 1), (1 - 2**-53, 3)])
-def test_the_ends_of_the_distribution_are_possible_tokens(monkeypatch, u, token):
-    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, u, dtype=torch.float64))
+def test_the_ends_of_the_distribution_are_possible_tokens(u, token):
     logp = torch.tensor([[0.0, 0.3, 0.3, 0.4, 0.0]]).log()
-    assert int(sampler._draw(logp, torch.Generator())) == token
+    assert int(sampler._draw(logp, torch.tensor([[u]], dtype=torch.float64))) == token
 
 
 def test_each_row_is_drawn_from_its_own_distribution():
     logp = torch.full((5, 9), -torch.inf)
     certain = torch.tensor([8, 0, 3, 4, 7])
     logp[torch.arange(5), certain] = 0.0
-    assert torch.equal(sampler._draw(logp, torch.Generator().manual_seed(0))[:, 0], certain)
+    assert torch.equal(sampler._draw(logp, torch.rand(5, 1, dtype=torch.float64))[:, 0], certain)
 
 
 def test_tokens_of_whole_sequences_follow_the_policy(policy):
@@ -118,6 +118,24 @@ def test_tokens_of_whole_sequences_follow_the_policy(policy):
     seen = torch.bincount(rollout.ids[:, p], minlength=len(likely)) / n
     assert (seen - likely).abs().max() < 4 * (0.25 / n) ** 0.5
     assert float((seen - likely).abs().sum()) < 0.3
+
+
+def test_to_go_on_with_unfinished_rows_only_changes_nothing(policy, monkeypatch):
+    narrowed: list[int] = []
+    narrow = CrystalPolicy.narrow
+
+    def counting(self, cache, rows):
+        narrowed.append(len(rows))
+        narrow(self, cache, rows)
+
+    monkeypatch.setattr(CrystalPolicy, "narrow", counting)
+    monkeypatch.setattr(sampler, "FULL", 0.0)
+    whole = draw(policy)
+    assert not narrowed
+    monkeypatch.setattr(sampler, "FULL", 1.0)
+    part = draw(policy)
+    assert len(narrowed) > 3 and min(narrowed) < 10
+    assert torch.equal(part.ids, whole.ids) and (part.logprobs - whole.logprobs).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("batch", [1, 7, 256])
