@@ -46,10 +46,11 @@ class HFCache(Cache):
 
     def narrow(self, rows: torch.Tensor) -> None:
         """Keep these rows (b,)."""
-        for layer in self.layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         assert self.seen is not None
         self.seen = self.seen[rows]
+        for layer in self.layers:
+            assert isinstance(layer, _Layer) and layer.keys is not None and layer.values is not None
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
     def extend(self, seen: torch.Tensor) -> torch.Tensor:
         """Append (b, t) for the first b rows and return those rows so far."""

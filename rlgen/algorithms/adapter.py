@@ -12,18 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.nn.utils.rnn import pad_sequence
 
 from policies.model import CrystalPolicy
+from policies.sampler import Rollout
 from rlgen.algorithms.gvpo import GVPO
 from rlgen.algorithms.kinds import Tally
 from rlgen.algorithms.losses import kl_k3
-from rlgen.types import Condition
 
 
 class AdapterGVPO(GVPO):
-    """Beside what GVPO keeps: hidden states (T, D) of each sequence, its masks as bits (T, V / 8), and the sizes of the
-    pieces in which these were computed, which in a checkpoint stand for them."""
+    """Beside what GVPO keeps: hidden states (T, D) of each sequence and its masks as bits (T, V / 8), and the sizes of
+    the batches that were scored, from which in a checkpoint these follow."""
 
     def __init__(self, policy: CrystalPolicy, config: Any, accelerator: Accelerator):
         policy.adapt(config.adapter)
@@ -33,25 +32,26 @@ class AdapterGVPO(GVPO):
 
     def _forget(self) -> None:
         super()._forget()
-        self.hidden: list[torch.Tensor] = []
-        self.legal: list[np.ndarray] = []
-        self.pieces: list[int] = []
+        self.hidden: dict[int, torch.Tensor] = {}
+        self.legal: dict[int, np.ndarray] = {}
+        self.batches: list[int] = []
 
-    def _reference(self, ids: torch.Tensor, mask: torch.Tensor, temperature: float,
-                   conditions: Sequence[Condition]) -> torch.Tensor:
-        hidden, legal = self._look(ids, mask.sum(1), conditions)
+    def _keep(self, rollout: Rollout, rewards: np.ndarray) -> np.ndarray:
+        self.batches.append(len(rewards))
+        return super()._keep(rollout, rewards)
+
+    def _reference(self, rows: Sequence[int], ids: torch.Tensor, temperature: float) -> torch.Tensor:
+        hidden, legal = self._look(rows, ids)
         return self.reference.token_logprobs(ids, temperature, hidden=hidden, legal=legal)[0]
 
     @torch.no_grad()
-    def _look(self, ids: torch.Tensor, lengths: torch.Tensor, conditions: Sequence[Condition]
-              ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states (b, T, D) and masks (b, T, V) of sequences with their prompts (b, P + T); both are kept."""
+    def _look(self, rows: Sequence[int], ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (b, T, D) and masks (b, T, V) of rows and their ids (b, P + T); both are kept."""
         hidden = self.reference.before_tokens(ids)
-        legal = self.policy.representation.masks(ids[:, :-1], conditions)
-        for of, allowed, n in zip(hidden.cpu(), legal.cpu().numpy(), lengths.tolist(), strict=True):
-            self.hidden.append(of[:n].clone())
-            self.legal.append(np.packbits(allowed[:n], axis=1))
-        self.pieces.append(len(ids))
+        legal = self.policy.representation.masks(ids[:, :-1], [self.conditions[i] for i in rows])
+        for i, of, allowed in zip(rows, hidden.cpu(), legal.cpu().numpy(), strict=True):
+            n = len(self.ids[i]) - self.policy.representation.prompt_length
+            self.hidden[i], self.legal[i] = of[:n].clone(), np.packbits(allowed[:n], axis=1)
         return hidden, legal
 
     def _expected(self, rows: Sequence[int], first: int, temperature: float, tally: Tally) -> torch.Tensor:
@@ -82,15 +82,13 @@ class AdapterGVPO(GVPO):
         return expected
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"pieces": self.pieces}
+        return super().state() | {"batches": self.batches}
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
         if len(self.hidden) < len(self.rewards):
-            self.hidden, self.legal, self.pieces = [], [], []
-            ends = np.cumsum(state["pieces"]).tolist()
+            self.batches = state["batches"]
+            ends = np.cumsum(self.batches).tolist()
             for start, end in zip([0, *ends], ends, strict=False):
-                ids = pad_sequence(self.ids[start:end], batch_first=True,
-                                   padding_value=self.policy.representation.pad).to(self.accelerator.device)
-                lengths = torch.tensor([len(one) for one in self.reference_logprobs[start:end]])
-                self._look(ids, lengths, self.conditions[start:end])
+                for rows in self._alike(range(start, end)):
+                    self._look(rows, self._padded(rows))

@@ -7,7 +7,7 @@ the policy that drew appears. Everything that a run has scored is learnt from ag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from rlgen.algorithms.kinds import Tally
 from rlgen.algorithms.learner import PIECES, Learner
 from rlgen.algorithms.losses import foresight, group_regression, kl_k3
 from rlgen.types import Condition
+
+#: Rows that go through the network together where nothing is learnt from it.
+TOGETHER = 32
 
 
 class GVPO(Learner):
@@ -60,28 +63,38 @@ class GVPO(Learner):
     @torch.no_grad()
     def _keep(self, rollout: Rollout, rewards: np.ndarray) -> np.ndarray:
         """Remember a scored rollout, group by group. -> (B,) what the policy that drew it expected of each row."""
-        rep, expected = self.policy.representation, []
+        p, first = self.policy.representation.prompt_length, len(self.ids)
         order = torch.argsort(rollout.group, stable=True)
+        ids, mask, drawn = (values.cpu()[order] for values in (rollout.ids, rollout.mask, rollout.logprobs))
         self.sizes += torch.unique_consecutive(rollout.group[order], return_counts=True)[1].tolist()
-        for rows in order.to(rollout.ids.device).split(self.config.minibatch):
-            length = int(rollout.mask[rows].sum(1).max())
-            ids, mask = rollout.ids[rows, : rep.prompt_length + length], rollout.mask[rows, :length]
-            conditions = [rollout.conditions[i] for i in rows.tolist()]
-            reference = self._reference(ids, mask, rollout.temperature, conditions)
-            kinds = self.kinds.of[ids[:, rep.prompt_length :]]
-            gained = (rollout.logprobs[rows, :length] - reference) * self.beta[kinds]
-            expected += (gained * mask).sum(1).tolist()
-            for one, logprobs, n in zip(ids.cpu(), reference.cpu(), mask.sum(1).tolist(), strict=True):
-                self.ids.append(one[: rep.prompt_length + n].clone())
-                self.reference_logprobs.append(logprobs[:n].clone())
-            self.conditions += conditions
+        self.ids += [one[: p + n].clone() for one, n in zip(ids, mask.sum(1).tolist(), strict=True)]
+        self.conditions += [rollout.conditions[i] for i in order.tolist()]
         self.rewards += rewards[order.numpy()].tolist()
-        return np.array(expected)
+        found: dict[int, torch.Tensor] = {}
+        for rows in self._alike(range(first, len(self.ids))):
+            logprobs = self._reference(rows, self._padded(rows), rollout.temperature).cpu()
+            found |= {i: one[: len(self.ids[i]) - p].clone() for i, one in zip(rows, logprobs, strict=True)}
+        self.reference_logprobs += [found[i] for i in range(first, len(self.ids))]
+        reference = pad_sequence(self.reference_logprobs[first:], batch_first=True)
+        length = reference.shape[1]
+        beta = self.beta.cpu()[self.kinds.of.cpu()[ids[:, p : p + length]]]
+        return ((drawn[:, :length] - reference) * beta * mask[:, :length]).sum(1).numpy()
 
-    def _reference(self, ids: torch.Tensor, mask: torch.Tensor, temperature: float,
-                   conditions: Sequence[Condition]) -> torch.Tensor:
-        """(b, T) log-probabilities of the reference, for rows that will be learnt from."""
-        return self.reference.token_logprobs(ids, temperature, conditions)[0]
+    def _alike(self, rows: Sequence[int]) -> Iterator[list[int]]:
+        """Rows of like length at a time: most of what the network is shown would be padding else."""
+        by_length = sorted(rows, key=lambda i: len(self.ids[i]))
+        for start in range(0, len(by_length), TOGETHER):
+            yield by_length[start : start + TOGETHER]
+
+    def _padded(self, rows: Sequence[int]) -> torch.Tensor:
+        """(b, P + T) their prompts and tokens."""
+        pad = self.policy.representation.pad
+        return pad_sequence([self.ids[i] for i in rows], batch_first=True, padding_value=pad).to(
+            self.accelerator.device)
+
+    def _reference(self, rows: Sequence[int], ids: torch.Tensor, temperature: float) -> torch.Tensor:
+        """(b, T) log-probabilities of the reference, for rows that will be learnt from and their ids (b, P + T)."""
+        return self.reference.token_logprobs(ids, temperature, [self.conditions[i] for i in rows])[0]
 
     def _step(self, groups: Sequence[range], first: int, temperature: float, tally: Tally) -> None:
         """One step of the optimiser on some groups, of which each process takes its part; sequences from `first` on
@@ -101,7 +114,7 @@ class GVPO(Learner):
     def _expected(self, rows: Sequence[int], first: int, temperature: float, tally: Tally) -> torch.Tensor:
         """(b,) the sum over a sequence's tokens of β log π / π_ref."""
         rep, device = self.policy.representation, self.accelerator.device
-        ids = pad_sequence([self.ids[i] for i in rows], batch_first=True, padding_value=rep.pad).to(device)
+        ids = self._padded(rows)
         reference = pad_sequence([self.reference_logprobs[i] for i in rows], batch_first=True).to(device)
         lengths = torch.tensor([len(self.reference_logprobs[i]) for i in rows], device=device)
         mask = torch.arange(reference.shape[1], device=device) < lengths[:, None]
