@@ -83,7 +83,6 @@ class AlgorithmConfig:
     value_learning_rate: float = 1e-3
     past: float = 1.0
     adapter: int = 0
-    weight_decay: float = 0.0
     trl: dict[str, Any] = field(default_factory=dict)
 
 

@@ -23,8 +23,7 @@ def settings(**changes):
             "importance_sampling_level": "token", "num_iterations": 1, "minibatch": 1000, "learning_rate": 3e-3,
             "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0, "beta_by_kind": {}, "use_bias_correction_kl": False,
             "target_kl": None, "entropy_coef": 0.0, "entropy_by_kind": {}, "max_grad_norm": 1.0, "temperature": 1.0,
-            "weight_decay": 0.0, "past": 1.0, "adapter": 0, "gamma": 1.0, "lam": 0.95, "cliprange_value": 0.2,
-            "value_learning_rate": 1e-2}
+            "past": 1.0, "adapter": 0, "gamma": 1.0, "lam": 0.95, "cliprange_value": 0.2, "value_learning_rate": 1e-2}
     return SimpleNamespace(**(base | changes))
 
 

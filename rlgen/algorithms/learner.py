@@ -40,7 +40,7 @@ class Learner(ABC):
         self.kl_integral, self.beta_scale = 0.0, 1.0  # moved by `target_kl`
         self.meaning = ""
         self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.99),
-                                           weight_decay=config.weight_decay)
+                                           weight_decay=0.0)
 
     @abstractmethod
     def update(self, rollout: Rollout, rewards: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
