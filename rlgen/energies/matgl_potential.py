@@ -31,10 +31,12 @@ class MatglPotential(GraphPotential):
     """A `matgl` potential from a folder with its checkpoint; a subclass says how to choose the atom of the sums.
 
     checkpoint: its name, on the hub and as a folder. known: energies of known crystals as matgl < 2.2 gives them.
+    instead: what to do without it.
     """
 
     checkpoint: ClassVar[str]
     known: ClassVar[tuple[KnownCrystal, ...]]
+    instead: ClassVar[str] = "use energy=chgnet"
 
     def __init__(self, folder: Path):
         potential = weights.read(folder)
@@ -54,7 +56,7 @@ class MatglPotential(GraphPotential):
         if folder is None:
             raise UserError(
                 f"the weights of {cls.checkpoint} are not here and the hub does not answer: set RLGEN_MODELS to a "
-                f"folder that holds {cls.checkpoint}/, or use energy=chgnet"
+                f"folder that holds {cls.checkpoint}/, or {cls.instead}"
             )
         potential = cls(folder)
         if torch.cuda.is_available():

@@ -24,6 +24,7 @@ class MEGNetPotential(MatglPotential):
     scale = "megnet-mp-2018.6.1"
     atoms_per_batch = 256
     checkpoint = MEGNET
+    instead = "do without the reward formation and energy=megnet"
     known = (KnownCrystal("NaCl", -2.0213), KnownCrystal("TiO2", -3.4684), KnownCrystal("MgO", -3.0647))
 
     def sum_at_second_atom(self, second: bool) -> None:
