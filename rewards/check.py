@@ -22,6 +22,7 @@ from pymatgen.core import Structure
 
 from rewards import REWARDS, Reward, make
 from rlgen.properties import measure
+from rlgen.protostructure import library
 from rlgen.types import Condition, UserError
 
 #: Two scores that differ by less are the same: batches of a network round differently.
@@ -42,10 +43,8 @@ class Finding:
 
 def crystals(count: int = 24) -> list[Structure]:
     """Real crystals of at most 20 atoms, from the AFLOW prototypes that pymatgen carries: elements to quaternaries."""
-    from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
-
     found: list[Structure] = []
-    for entry in AFLOW_PROTOTYPE_LIBRARY:
+    for entry in library().AFLOW_PROTOTYPE_LIBRARY:
         structure = entry["snl"].structure
         if len(structure) <= 20 and structure.is_ordered:
             found.append(Structure(structure.lattice, [site.specie.element if hasattr(site.specie, "element")

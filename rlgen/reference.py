@@ -14,7 +14,7 @@ from pymatgen.analysis.structure_matcher import ElementComparator, StructureMatc
 from pymatgen.core import Structure
 
 from rlgen.crystal_index import SUFFIX, CrystalIndex, formula_key, unpack
-from rlgen.protostructure import MIRRORED, UNLABELLED
+from rlgen.protostructure import MIRRORED, UNLABELLED, library
 from rlgen.types import UserError
 
 #: Å. At 0.1, 99.5 % of MP-20 crystals keep their label under 0.01 Å of noise (at 0.05: 98.5 %, at 0.01: 3 %), and 99 %
@@ -71,9 +71,7 @@ def protostructure_label(structure: Structure, symprec: float = SYMPREC) -> str:
 
 
 def _aflow_label(structure: Structure, symprec: float) -> str:
-    from pymatgen.analysis.prototypes import get_protostructure_label_from_moyopy
-
-    return str(get_protostructure_label_from_moyopy(structure, raise_errors=True, symprec=symprec))
+    return str(library().get_protostructure_label_from_moyopy(structure, raise_errors=True, symprec=symprec))
 
 
 @dataclass(frozen=True)

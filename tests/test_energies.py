@@ -303,9 +303,9 @@ def test_auto_falls_to_chgnet_when_offline(monkeypatch, tmp_path):
     monkeypatch.setattr(energies, "_load", energies._load.__wrapped__)  # it may be loaded already, from where it is
     try:
         assert energies.resolve("auto") == "chgnet"
-        with pytest.raises(UserError, match="RLGEN_MODELS.*or use energy=chgnet"):
+        with pytest.raises(UserError, match=r"RLGEN_MODELS.*or use energy=chgnet"):
             load_potential("m3gnet")
-        with pytest.raises(UserError, match="RLGEN_MODELS.*or do without the reward formation"):
+        with pytest.raises(UserError, match=r"RLGEN_MODELS.*or do without the reward formation"):
             load_potential("megnet")
     finally:
         weights.folder_of.cache_clear()

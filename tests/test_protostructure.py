@@ -1,5 +1,8 @@
 """What labels say of crystals: of textbook ones by hand, and the same prototype whatever the chemistry."""
 
+import subprocess
+import sys
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -37,3 +40,11 @@ def test_every_label_of_mp20_can_be_read():
     assert all(one is not None and 1 <= one.n_atoms <= 20 and one.elements == tuple(sorted(one.elements))
                for one in found)
     assert len({one.prototype for one in found}) < len(found)
+
+
+def test_pymatgens_prototypes_come_whole_without_the_seconds_of_a_bibtex_parser():
+    code = ("import sys; from rlgen.protostructure import library; from pymatgen.util import provenance;"
+            "whole = all(entry['snl'].references for entry in library().AFLOW_PROTOTYPE_LIBRARY);"
+            "print(whole, 'pybtex' in sys.modules, provenance.is_valid_bibtex('@nonsense'))")
+    output = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert output.stdout.split() == ["True", "False", "False"]

@@ -25,6 +25,7 @@ from rlgen.data import cache
 from rlgen.data.parsing import Row, row_of
 from rlgen.data.progress import bar
 from rlgen.data.records import Record
+from rlgen.protostructure import library
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,12 +89,11 @@ def build_table(
 
 def _library_digest() -> str:
     """The content of pymatgen's two tables: another version of pymatgen may ship others."""
-    import pymatgen.analysis.prototypes as library
     import pymatgen.core.structure_prediction as prediction
 
     tables = Path(str(prediction.__file__)).parent
     files = [tables / "data" / "lambda.json", tables / "DLS_bond_params.yaml"]
-    files.append(Path(str(library.__file__)).parent / "aflow_prototypes.json.gz")
+    files.append(Path(str(library().__file__)).parent / "aflow_prototypes.json.gz")
     return cache.key_of([file for file in files if file.is_file()], "library")
 
 
@@ -115,12 +115,11 @@ def _rows(per_prototype: int, max_atoms: int, seed: int, limit: int | None) -> l
 
 @memoise
 def _prototypes(max_atoms: int) -> list[Prototype]:
-    from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
     from pymatgen.core import Structure
     from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
     found = []
-    for index, entry in enumerate(AFLOW_PROTOTYPE_LIBRARY):
+    for index, entry in enumerate(library().AFLOW_PROTOTYPE_LIBRARY):
         source = entry["snl"].structure
         if len(source) > max_atoms or not source.is_ordered:
             continue
