@@ -126,7 +126,7 @@ def test_sample_and_evaluate_commands(policy, tmp_path):
     table = pd.read_parquet(tmp_path / "s" / "samples.parquet")
     assert len(table) == 6 and all(json.loads(c)["n_atoms"] == 3 for c in table["condition"])
     shown = command("rlgen.evaluate", f"input={tmp_path / 's'}", "energy=chgnet", "workers=0", "relax_steps=1",
-                    f"output={tmp_path / 'e'}")
+                    "real=null", f"output={tmp_path / 'e'}")
     assert "S.U.N." in shown
     judged = json.loads((tmp_path / "e" / "table.json").read_text())
     assert len(pd.read_parquet(tmp_path / "e" / "judged_0.parquet")) == 6 and judged
