@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from types import ModuleType
-from unittest import mock
 
 #: Ends the label of a crystal whose symmetry could not be determined.
 UNLABELLED = "|unlabelled"
@@ -22,6 +21,8 @@ _LARGEST_ORDER = 6
 def library() -> ModuleType:
     """`pymatgen.analysis.prototypes`, in a sixth of the seconds that importing it takes: pymatgen would first parse the
     references of each of the prototypes that it ships, as BibTeX."""
+    from unittest import mock
+
     from pymatgen.util import provenance
 
     with mock.patch.object(provenance, "is_valid_bibtex", return_value=True, create=True):
