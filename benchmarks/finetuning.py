@@ -133,7 +133,7 @@ def row(run: Path, window: int) -> dict[str, Any]:
 def judge(policy: str, judges: Sequence[str], n: int, workers: str, folder: Path) -> dict[str, dict[str, float]]:
     """Every judge's figures of n fresh crystals of a policy; the same prompts and seed for all policies.
 
-    The first relaxes what was written; the others go on from what it found, which takes them a fraction of the time.
+    The first relaxes what was written; the others go on from what it found.
     """
     found, fresh, relaxed = {}, folder / "fresh", folder / "relaxed"
     for energy in judges:
