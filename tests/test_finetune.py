@@ -15,6 +15,7 @@ from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.representations import REPRESENTATIONS, make
 from rlgen import finetune, likelihood
+from rlgen.checkpoint import load_state
 from rlgen.config import load
 from rlgen.types import UserError
 
@@ -95,6 +96,14 @@ def test_resume_is_the_uninterrupted_run(policy, tmp_path):
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     a, b = (pd.read_parquet(tmp_path / name / "samples.parquet") for name in ("cut", "whole"))
     pd.testing.assert_frame_equal(a, b)
+
+
+def test_gvpo_forgets_what_was_scored_at_another_temperature(policy, tmp_path):
+    run(policy, tmp_path / "run", "checkpoint_every=1", "stages=[{reward: validity, steps: 2}, "
+        "{reward: validity, steps: 1, algorithm.temperature: 0.9}]")
+    kept = [len(load_state(tmp_path / "run" / "checkpoints" / f"step_{step}" / "learner")["rewards"])
+            for step in (1, 2, 3)]
+    assert kept == [16, 32, 16]
 
 
 @pytest.mark.parametrize(
