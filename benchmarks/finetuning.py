@@ -2,15 +2,16 @@
 
 `python benchmarks/finetuning.py arms=diversity steps=90 output=runs/diversity`: what holds diversity, each part alone
 and all together. `python benchmarks/finetuning.py arms=algorithms seeds=0,1,2 steps=32 fresh=256 judges=m3gnet
-output=runs/algorithms`: GRPO, RLOO and PPO. `arms=tradeoff steps=32 fresh=1000`: S.U.N. against diversity, with
-`tradeoff_*.svg`. `arms=` takes these names, and those of single arms, separated by commas.
+output=runs/algorithms`: GRPO, RLOO and PPO. `arms=best seeds=0,1,2 steps=96 fresh=2000 judges=m3gnet,tensornet`: what
+reaches furthest. `arms=tradeoff steps=32 fresh=512`: S.U.N. against diversity, with `tradeoff_*.svg`. `arms=` takes
+these names, and those of single arms, separated by commas.
 
 The first table has the first and the last `window` steps of each arm (a sixth of the run, by default), mean over the
 seeds; `curves.svg` their rewards. With `fresh=`, so many new crystals of every policy and of the one before, answering
 the same prompts, are judged by each of `judges`, and the other tables are of these. All other key=value go to every
 `rlgen.finetune`, e.g. `energy=m3gnet workers=0 reward.stability.mode=relax`. Whatever is finished is kept in `output`;
-called again, it goes on from there. The first judge relaxes fresh crystals as they are written, further ones go on from
-what it found. The policy may collapse: nothing is done about it.
+called again, it goes on from there. Each judge relaxes the crystals as they are written. The policy may collapse: nothing
+is done about it.
 """
 
 from __future__ import annotations
@@ -65,10 +66,10 @@ DIVERSITY: dict[str, list[str]] = {name: ["algorithm=grpo", *settings] for name,
 #: What reaches furthest (docs/results.md), and how far with how much of the diversity that is asked for.
 BEST = ["reward=novelty*(stability+formation)", "reward.stability.width=1", "reward.stability.max_force=inf",
         "algorithm=gvpo", "batch=512"]
-TRADEOFF = {f"beta {beta}": [*BEST, f"algorithm.beta={beta}"] for beta in (0.02, 0.035, 0.07, 0.15)} | {
-    f"prompts keep {keep:.0%}": [*BEST, f"prompts.diversity={keep}"] for keep in (0.97, 0.9)}
+TRADEOFF = {f"beta {beta}": [*BEST, f"algorithm.beta={beta}"] for beta in (0.0175, 0.035, 0.07, 0.15)} | {
+    "prompts keep 90 %": [*BEST, "prompts.diversity=0.9"]}
 SETS = {"diversity": DIVERSITY, "algorithms": ALGORITHMS, "tradeoff": TRADEOFF}
-ARMS = DIVERSITY | ALGORITHMS | TRADEOFF
+ARMS = DIVERSITY | ALGORITHMS | TRADEOFF | {"best": BEST}
 #: Figures of a judge that must not fall for S.U.N. to rise.
 DIVERSITIES = ("space_groups", "prototypes", "elements", "n_atoms")
 SHARES = ("S.U.N.", "unique", "top group")
@@ -131,21 +132,15 @@ def row(run: Path, window: int) -> dict[str, Any]:
 
 
 def judge(policy: str, judges: Sequence[str], n: int, workers: str, folder: Path) -> dict[str, dict[str, float]]:
-    """Every judge's figures of n fresh crystals of a policy; the same prompts and seed for all policies.
-
-    The first relaxes what was written; the others go on from what it found.
-    """
-    found, fresh, relaxed = {}, folder / "fresh", folder / "relaxed"
+    """Every judge's figures of n fresh crystals of a policy; the same prompts and seed for all policies."""
+    found, fresh = {}, folder / "fresh"
     for energy in judges:
         table = folder / energy / "table.json"
         if not table.exists():
             if not fresh.exists():
                 call("rlgen.sample", f"policy={policy}", f"n={n}", "seed=7", "formats=", f"output={fresh}")
-            if energy != judges[0] and not relaxed.exists():  # from the cache, where the first left it
-                call("rlgen.relax", f"input={fresh}", f"output={relaxed}", f"energy={judges[0]}", "steps=40",
-                     "seconds=null", "formats=", f"workers={workers}")  # fmt: skip
-            call("rlgen.evaluate", f"input={fresh if energy == judges[0] else relaxed}", f"energy={energy}",
-                 "relax_steps=40", "real=null", f"workers={workers}", f"output={folder / energy}")  # fmt: skip
+            call("rlgen.evaluate", f"input={fresh}", f"energy={energy}", "real=null", f"workers={workers}",
+                 f"output={folder / energy}")  # fmt: skip
         (judged,) = json.loads(table.read_text()).values()
         found[energy] = {name: judged["summary"][name]["value"] for _, name, _ in JUDGED}
     return found

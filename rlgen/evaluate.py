@@ -24,6 +24,7 @@ PAGE = "report.html"
 def run(config: Any) -> None:
     _run(config)  # a mistake is found before any work is done
     energy = energies.resolve(config.energy)
+    energies.must_relax(energy)
     known = "shipped:all" if config.data == "shipped" else config.data
     found, crystals, properties = {}, {}, {}
     for path in filter(None, (config.compare, config.input)):
