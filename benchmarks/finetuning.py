@@ -10,8 +10,8 @@ The first table has the first and the last `window` steps of each arm (a sixth o
 seeds; `curves.svg` their rewards. With `fresh=`, so many new crystals of every policy and of the one before, answering
 the same prompts, are judged by each of `judges`, and the other tables are of these. All other key=value go to every
 `rlgen.finetune`, e.g. `energy=m3gnet workers=0 reward.stability.mode=relax`. Whatever is finished is kept in `output`;
-called again, it goes on from there. Each judge relaxes the crystals as they are written. The policy may collapse: nothing
-is done about it.
+called again, it goes on from there. Each judge relaxes the crystals as they are written. The policy may collapse:
+nothing is done about it.
 """
 
 from __future__ import annotations
