@@ -335,11 +335,26 @@ class RelaxConfig:
     workers: int = 2
 
 
+@dataclass
+class ForetellConfig:
+    """Settings of `python -m rlgen.foretell`."""
+
+    input: str = "???"
+    relaxed: str = "???"
+    output: str = "???"
+    epochs: int = 5
+    batch: int = 24
+    learning_rate: float = 5e-4
+    held_out: float = 0.1
+    seed: int = 0
+
+
 #: What a number may at least be, by the last part of its key; shares are also at most 1.
 LEAST: dict[str, float] = (
     dict.fromkeys(("steps", "batch", "minibatch", "num_iterations", "group_size", "n", "evaluate_every",
                    "checkpoint_every", "patience", "samples", "draws", "bucket", "window", "rows", "size",
-                   "per_prototype", "age", "chunk", "hidden_size", "layers", "heads", "intermediate_size"), 1)
+                   "per_prototype", "age", "chunk", "hidden_size", "layers", "heads", "intermediate_size",
+                   "epochs"), 1)
     | dict.fromkeys(("seed", "threads", "workers", "warmup", "sample_every", "evaluate", "learning_rate",
                      "value_learning_rate", "weight_decay", "max_grad_norm", "relax_steps", "epsilon_high", "beta",
                      "entropy_coef", "lora_rank", "lora_alpha", "power", "quota", "memory_mb", "cpus_per_worker",
@@ -351,10 +366,10 @@ LEAST: dict[str, float] = (
 #: By the last part of a key, or by all of it.
 SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "property_dropout", "ema", "epsilon", "gamma",
           "lam", "off_prompt", "min_score", "slower", "replay.fraction", "prompts.space_group", "prompts.n_atoms",
-          "prompts.element", "prompts.diversity")
+          "prompts.element", "prompts.diversity", "held_out")
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig,
-           "hull": HullConfig, "relax": RelaxConfig, "annotate": AnnotateConfig,
+           "hull": HullConfig, "relax": RelaxConfig, "foretell": ForetellConfig, "annotate": AnnotateConfig,
            "explore": ExploreConfig, "predict": PredictConfig}
 #: What a resumed run may be given anew without more ado: it changes how a run goes, not what it learns.
 FREE = {"pretrain": ("checkpoint_every", "sample_every", "samples", "workers"),

@@ -287,7 +287,7 @@ def test_formation_judges_crystals_that_are_a_little_off_better_than_a_potential
 
 
 def test_unknown_potential_lists_the_known_ones():
-    with pytest.raises(UserError, match="auto, chgnet, m3gnet, megnet, tensornet, or an ASE calculator"):
+    with pytest.raises(UserError, match="auto, chgnet, m3gnet, megnet, tensornet, an ASE calculator"):
         resolve("m3gnett")
     assert resolve("chgnet") == "chgnet" and resolve("my_module:make") == "my_module:make"
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rlgen.types import UserError
@@ -28,6 +29,8 @@ POTENTIALS = {
 }
 #: Those that give a relaxed crystal's energy whatever its geometry.
 _WITHOUT_FORCES = frozenset({"megnet"})
+#: The weights in a folder of `rlgen.foretell`, which names a potential too: MEGNet, taught further.
+TAUGHT = "foretold.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +70,27 @@ class Potential(Protocol):
 def resolve(name: str) -> str:
     """The potential meant by `name`: "auto" is M3GNet where it can be had, and is right, else CHGNet, always at hand.
 
-    "module:attribute" names an ASE calculator, or what makes one.
+    "module:attribute" names an ASE calculator, or what makes one; a folder, what `rlgen.foretell` wrote there.
     """
     if name == "auto":
         chosen = "m3gnet" if _m3gnet_is_right() else "chgnet"
         log.info("energy=auto: using %s", chosen)
         return chosen
-    if name not in POTENTIALS and ":" not in name:
+    if name not in POTENTIALS and ":" not in name and not _is_taught(name):
         raise UserError(
-            f"energy={name}: unknown potential; known are auto, {', '.join(sorted(POTENTIALS))}, or an ASE calculator "
-            "as my.module:make_calculator"
+            f"energy={name}: unknown potential; known are auto, {', '.join(sorted(POTENTIALS))}, an ASE calculator as "
+            "my.module:make_calculator, or a folder that rlgen.foretell wrote"
         )
     return name
 
 
+def _is_taught(name: str) -> bool:
+    return (Path(name) / TAUGHT).is_file()
+
+
 def has_forces(name: str) -> bool:
     """Whether crystals can relax in the potential of that name."""
-    return name not in _WITHOUT_FORCES
+    return name not in _WITHOUT_FORCES and not _is_taught(name)
 
 
 def must_relax(name: str) -> None:
@@ -109,6 +116,8 @@ def _m3gnet_is_right() -> bool:
 
 @lru_cache(maxsize=4)
 def _load(name: str) -> Potential:
+    if _is_taught(name):
+        return import_module("rlgen.energies.megnet").MEGNetPotential.taught(Path(name))
     if name not in POTENTIALS:
         return import_module("rlgen.energies.ase_calculator").AsePotential.load(name)
     module, cls = POTENTIALS[name].split(":")

@@ -174,15 +174,14 @@ class GraphPotential(CellPotential):
                 return [PointResult.failed(f"network: {type(error).__name__}: {str(error)[:200]}")]
         return [self._evaluate_or_split([item], forces)[0] for item in batch]
 
-    def _evaluate_batch(self, batch: list[tuple[Cell, Edges]], forces: bool) -> list[PointResult]:
+    def graph(self, batch: Sequence[tuple[Cell, Edges]]) -> tuple[Graph, torch.Tensor, torch.Tensor]:
+        """Crystals as one graph, with its positions (N, 3) and images' shifts (E, 3), both Å."""
         cells = [cell for cell, _ in batch]
         counts = np.array([len(cell.numbers) for cell in cells])
         first = np.cumsum(counts) - counts
-        owner = self._tensor(np.repeat(np.arange(len(cells)), counts))
-        edge_owner = self._tensor(np.repeat(np.arange(len(cells)), [len(edges.source) for _, edges in batch]))
         graph = Graph(
             numbers=self._tensor(np.concatenate([cell.numbers for cell in cells])),
-            owner=owner,
+            owner=self._tensor(np.repeat(np.arange(len(cells)), counts)),
             counts=self._tensor(counts),
             source=self._tensor(np.concatenate([e.source + i for (_, e), i in zip(batch, first, strict=True)])),
             target=self._tensor(np.concatenate([e.target + i for (_, e), i in zip(batch, first, strict=True)])),
@@ -192,6 +191,12 @@ class GraphPotential(CellPotential):
         positions = self._tensor(np.concatenate([cell.positions for cell in cells]).astype(np.float32))
         # The images' shifts are summed in double precision: in single, large cells lose the last digits of a bond.
         shifts = self._tensor(np.concatenate([e.image @ cell.lattice for cell, e in batch]).astype(np.float32))
+        return graph, positions, shifts
+
+    def _evaluate_batch(self, batch: list[tuple[Cell, Edges]], forces: bool) -> list[PointResult]:
+        graph, positions, shifts = self.graph(batch)
+        cells, counts = [cell for cell, _ in batch], graph.counts.cpu().numpy()
+        first, edge_owner = np.cumsum(counts) - counts, graph.owner[graph.source]
         if not forces:
             with torch.no_grad():
                 energies = self._energies(graph, positions, shifts).cpu().numpy().astype(np.float64)
@@ -199,7 +204,7 @@ class GraphPotential(CellPotential):
         positions.requires_grad_(True)
         strain = torch.zeros(len(cells), 3, 3, device=self.device, requires_grad=True)
         deform = torch.eye(3, device=self.device) + strain
-        moved = torch.einsum("ni,nij->nj", positions, deform[owner])
+        moved = torch.einsum("ni,nij->nj", positions, deform[graph.owner])
         moved_shifts = torch.einsum("ei,eij->ej", shifts, deform[edge_owner])
         total = self._energies(graph, moved, moved_shifts)
         gradient, virial = torch.autograd.grad(total.sum(), [positions, strain])

@@ -6,15 +6,21 @@ what that crystal would have relaxed: a guess, in milliseconds, of what a potent
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
 
 import torch
+from safetensors.torch import load_file, save_file
 
+from rlgen.energies import TAUGHT
+from rlgen.energies.base import Cell, Edges
 from rlgen.energies.graph import Graph
 from rlgen.energies.known import KnownCrystal
 from rlgen.energies.matgl_potential import MatglPotential
 from rlgen.energies.weights import MEGNET
 from rlgen.predictors.megnet import sum_at_second_atom
+from rlgen.types import UserError
 
 
 class MEGNetPotential(MatglPotential):
@@ -26,6 +32,31 @@ class MEGNetPotential(MatglPotential):
     checkpoint = MEGNET
     instead = "do without the reward formation and energy=megnet"
     known = (KnownCrystal("NaCl", -2.0213), KnownCrystal("TiO2", -3.4684), KnownCrystal("MgO", -3.0647))
+
+    @classmethod
+    def taught(cls, folder: Path) -> Self:
+        """The published weights, checked, and then those of a folder of `rlgen.foretell` in their place."""
+        potential = cls.load()
+        try:
+            potential._model.load_state_dict(load_file(folder / TAUGHT))
+        except Exception as error:  # whatever a broken file makes of safetensors and torch
+            raise UserError(f"{folder / TAUGHT}: cannot be read ({type(error).__name__}: {str(error)[:200]}); write it "
+                            "again with rlgen.foretell") from error
+        return potential
+
+    def save(self, folder: Path) -> None:
+        """Writes what `taught` reads."""
+        save_file({name: value.contiguous() for name, value in self._model.state_dict().items()}, folder / TAUGHT)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """What there is to teach."""
+        return self._model
+
+    def per_atom(self, batch: Sequence[tuple[Cell, Edges]]) -> torch.Tensor:
+        """Energies (B,) eV/atom, differentiable in the network's weights."""
+        graph, positions, shifts = self.graph(batch)
+        return self._energies(graph, positions, shifts) / graph.counts
 
     def sum_at_second_atom(self, second: bool) -> None:
         sum_at_second_atom(self._model, second)
