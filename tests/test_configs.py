@@ -13,8 +13,9 @@ from test_hf import language_model
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.representations import make
-from rlgen import annotate, evaluate, explore, finetune, predict, pretrain, relax, sample, samples
+from rlgen import annotate, evaluate, explore, finetune, foretell, predict, pretrain, relax, sample, samples
 from rlgen.config import CONFIGS, load
+from rlgen.energies import TAUGHT, weights
 from rlgen.hull import Hull
 from rlgen.hull import __main__ as hull_command
 from rlgen.samples import to_cif
@@ -71,6 +72,15 @@ def test_it_runs(file, policy, crystals, tmp_path):
         relax.run(load("relax", [f"input={out}", f"output={tmp_path / 'relaxed'}", "energy=chgnet", "steps=1",
                                  "workers=0"]))
         assert len(pd.read_parquet(tmp_path / "relaxed" / "samples.parquet")) == 1
+    elif name == "foretell":
+        if weights.folder_of(weights.MEGNET) is None:
+            pytest.skip(f"MEGNet's weights are not here: set RLGEN_MODELS to a folder with {weights.MEGNET}")
+        samples.write(out, [CRYSTALS["diamond"], CRYSTALS["rutile"]])
+        relax.run(load("relax", [f"input={out}", f"output={tmp_path / 'relaxed'}", "energy=chgnet", "steps=1",
+                                 "workers=0", "formats="]))
+        foretell.run(load("foretell", [f"input={out}", f"relaxed={tmp_path / 'relaxed'}", "epochs=1", "held_out=0",
+                                       f"output={tmp_path / 'foretold'}"]))
+        assert (tmp_path / "foretold" / TAUGHT).exists()
     elif name == "explore":
         explore.run(load("explore", ["elements=Na-Cl", "n=4", f"output={out}", "energy=chgnet",
                                      "steps=1", "workers=0", "device=cpu"]))
