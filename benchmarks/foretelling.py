@@ -18,16 +18,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from pymatgen.core import Structure
-from scipy.stats import mannwhitneyu
 
 from rewards.formation import Formation
 from rewards.stability import Stability
 from rlgen import samples as stored
-
-
-def area(score: np.ndarray, yes: np.ndarray) -> float:
-    """Probability that one that is scores higher than one that is not; ties count half."""
-    return float(mannwhitneyu(score[yes], score[~yes]).statistic / (yes.sum() * (~yes).sum()))
+from rlgen.metrics import roc_auc
 
 
 def main(samples: str, judged: str, *potentials: str) -> None:
@@ -52,7 +47,7 @@ def main(samples: str, judged: str, *potentials: str) -> None:
     for name, score in scores.items():
         print(f"| {name} | {np.corrcoef(score * novel, sun)[0, 1]:.2f} | "
               f"{np.corrcoef(score[novel], metastable[novel])[0, 1]:.2f} | "
-              f"{area(score[novel], metastable[novel]):.2f} |")
+              f"{roc_auc(score[novel], metastable[novel]):.2f} |")
 
 
 if __name__ == "__main__":

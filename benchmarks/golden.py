@@ -26,11 +26,12 @@ import pyarrow.parquet as pq
 from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEntry
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import spearmanr
 
 from rlgen.data import Record, load
 from rlgen.energies import Potential, load_potential
 from rlgen.hull import Hull
+from rlgen.metrics import roc_auc
 
 CRYSTALS = Path(__file__).parents[1] / "tests" / "golden" / "crystals.json"
 #: What each potential's training data lack of the published values: "" nothing; "anions" the corrections of anions;
@@ -157,12 +158,6 @@ def above_the_others(
             energy = energies[row.id] + correction_of_formula(own, lacks)
             above[row.id] = energy - Hull(scale, others).hull_energy(composition)
     return above
-
-
-def roc_auc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Share of pairs (positive, other) in which the positive one has the higher score; ties count half."""
-    ranks, n = rankdata(score), positive.sum()
-    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(score) - n)))
 
 
 def hull_table(rows: list[Record], known: list[Record], energies: dict[str, dict[str, float]], scales: dict) -> None:

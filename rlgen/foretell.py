@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from pymatgen.core import Structure
+from scipy.stats import spearmanr
 
 from rlgen import energies, samples
 from rlgen.config import main
-from rlgen.energies.base import Cell, CellError, Edges, neighbours
+from rlgen.energies.base import Cell, CellError, Edges
 from rlgen.energies.megnet import MEGNetPotential
 from rlgen.hull import Hull, HullError
+from rlgen.metrics import roc_auc
 from rlgen.progress import progress_bar
 from rlgen.types import UserError
 
@@ -52,8 +53,7 @@ def pairs_of(crystals: Sequence[Any], above: np.ndarray, potential: MEGNetPotent
         if not isinstance(crystal, Structure) or not np.isfinite(label):
             continue
         try:
-            cell = Cell.of(crystal)
-            bonds = neighbours(cell, potential.cutoff)
+            cell, bonds = potential.prepare(Cell.of(crystal))
             on_hull = -hull.e_above_hull(crystal.composition, 0.0, scale=potential.scale)
         except (CellError, HullError):
             continue
@@ -67,7 +67,7 @@ def labels(crystals: samples.SampleTable, relaxed: str) -> np.ndarray:
     path = Path(relaxed) / samples.TABLE
     if not path.is_file():
         raise UserError(f"relaxed={relaxed}: no {samples.TABLE} there; give the folder that rlgen.relax wrote")
-    table = pd.read_parquet(path)
+    table = samples.table_of(path)
     if missing := {"name", "e_above_hull", "outcome"} - set(table):
         raise UserError(f"{path}: has no column {', '.join(sorted(missing))}; give the folder that rlgen.relax wrote")
     if table["name"].tolist() != crystals.names:
@@ -93,11 +93,8 @@ def figures(potential: MEGNetPotential, pairs: Sequence[Pair], size: int) -> dic
     parts = [predicted(potential, batch).cpu().numpy() for batch in batches(pairs, range(len(pairs)), size)]
     guess = np.concatenate(parts) - [pair.on_hull for pair in pairs]
     truth = np.array([pair.target - pair.on_hull for pair in pairs])
-    ranks, good = pd.Series(guess).rank().to_numpy(), truth <= METASTABLE
-    n, m = int(good.sum()), int((~good).sum())
-    auc = 1 - (ranks[good].sum() - n * (n + 1) / 2) / (n * m) if n and m else float("nan")  # Mann and Whitney's U
     return {"mae": float(np.abs(np.clip(guess, LOWEST, HIGHEST) - truth).mean()),
-            "spearman": float(np.corrcoef(ranks, pd.Series(truth).rank())[0, 1]), "auc": float(auc)}
+            "spearman": float(spearmanr(guess, truth).statistic), "auc": roc_auc(-guess, truth <= METASTABLE)}
 
 
 def teach(potential: MEGNetPotential, pairs: Sequence[Pair], config: Any) -> None:

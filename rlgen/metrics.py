@@ -20,6 +20,14 @@ RESAMPLES = 2000
 _CHUNK = 4_000_000
 
 
+def roc_auc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Share of pairs (positive, other) in which the positive one scores higher; ties count half, NaN: no pairs."""
+    from scipy.stats import mannwhitneyu
+
+    pairs = int(positive.sum()) * int((~positive).sum())
+    return float(mannwhitneyu(score[positive], score[~positive]).statistic / pairs) if pairs else math.nan
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A figure with the ends of its 95 % interval; NaN where there was nothing to measure."""

@@ -168,12 +168,16 @@ def _numbered(file: Path, parse: Callable[[Any], Structure], sources: Iterable[A
     return SampleTable(crystals, [f"{file.stem}-{i}" for i in range(len(crystals))])
 
 
-def _read_table(file: Path) -> SampleTable:
+def table_of(file: Path) -> pd.DataFrame:
+    """A Parquet, CSV or JSONL file as it is. UserError: it is broken."""
     try:
-        table = TABLES[file.suffix.lower()](file)
+        return TABLES[file.suffix.lower()](file)
     except (ValueError, OSError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
         raise UserError(f"{file}: cannot be read as a table: {error}") from error
-    return _from_table(table, file)
+
+
+def _read_table(file: Path) -> SampleTable:
+    return _from_table(table_of(file), file)
 
 
 def _from_table(table: pd.DataFrame, source: Path) -> SampleTable:

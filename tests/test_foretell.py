@@ -42,6 +42,9 @@ def test_labels_are_those_of_the_samples_in_their_order(wrote, tmp_path):
         labels(read, str(wrote))
     with pytest.raises(UserError, match=r"relaxed=nowhere: no samples.parquet there"):
         labels(read, "nowhere")
+    (tmp_path / "other" / samples.TABLE).write_bytes(b"no parquet")
+    with pytest.raises(UserError, match=r"other/samples.parquet: cannot be read as a table"):
+        labels(read, other)
 
 
 class Guesses:

@@ -117,7 +117,7 @@ class CellPotential(ABC):
         ready: list[tuple[int, Cell, Edges]] = []
         for i, cell in enumerate(cells):
             try:
-                ready.append((i, *self._prepare(cell)))
+                ready.append((i, *self.prepare(cell)))
             except CellError as error:
                 results[i] = PointResult.failed(str(error))
         points = self._points([(cell, edges) for _, cell, edges in ready], forces)
@@ -125,7 +125,8 @@ class CellPotential(ABC):
             results[i] = point
         return results
 
-    def _prepare(self, cell: Cell | str) -> tuple[Cell, Edges]:
+    def prepare(self, cell: Cell | str) -> tuple[Cell, Edges]:
+        """A crystal with its bonds. CellError: it must not be evaluated, and why."""
         if isinstance(cell, str):
             raise CellError(cell)
         if len(cell.numbers) == 0:
