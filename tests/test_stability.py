@@ -100,7 +100,7 @@ def guarded(monkeypatch, potential, auditor=None, **parameters):
     hull = {p.scale: Hull(p.scale, {"Na": -1.0, "Cl2": -1.0, "NaCl": -3.5}) for p in (potential, auditor) if p}
     monkeypatch.setattr(Stability, "_judge", lambda self: (potential, hull[potential.scale]))
     monkeypatch.setattr(Stability, "_auditor", lambda self: auditor and (auditor, hull[auditor.scale]))
-    return Stability(energy="oracle", audit="other" if auditor else None, cache=False, **parameters)
+    return Stability(energy="toy:oracle", audit="toy:other" if auditor else None, cache=False, **parameters)
 
 
 def refused(reward, structure) -> str:
@@ -154,7 +154,7 @@ def test_a_second_potential_must_agree(monkeypatch):
     assert audited(-0.1, 0.2)[:2] == ("", pytest.approx(0.2))  # the higher counts
     assert audited(0.2, -0.1)[:2] == ("", pytest.approx(0.2))
     kind, _, reason = audited(-0.1, 0.7)
-    assert kind == "audit" and reason == "audit: -0.10 eV/atom above the hull by oracle, 0.70 by other"
+    assert kind == "audit" and reason == "audit: -0.10 eV/atom above the hull by toy:oracle, 0.70 by toy:other"
     assert audited(0.0, "element: Na unknown to other")[0] == "audit"
     assert audited(0.6, -3.0)[:2] == ("", pytest.approx(0.6))  # would not be paid: not worth the audit's time
 
@@ -244,3 +244,6 @@ def test_bad_parameters_are_named():
         Stability(vacuum=1e9)
     with pytest.raises(UserError, match="another potential"):
         Stability(energy="chgnet", audit="chgnet")
+    for unknown in ({"energy": "nowhere/foretold"}, {"audit": "m4gnet"}):
+        with pytest.raises(UserError, match=r"unknown potential; known are .*, or a folder that rlgen.foretell wrote"):
+            Stability(**unknown)
