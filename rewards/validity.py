@@ -83,6 +83,8 @@ def distance_below(structure: Structure, limit: float) -> float | None:
         if (own := np.linalg.norm(lattice, axis=1).min()) < limit:
             return float(own)
     points = np.ascontiguousarray((frac % 1.0) @ lattice)
-    i, j, image, distance = find_points_in_spheres(points, points, r=limit, pbc=_PERIODIC, lattice=lattice, tol=1e-8)
-    real = (i != j) | (image != 0).any(axis=1)
+    # The search divides the cell into cubes of its reach: millions of them in a large cell, were it not larger there.
+    reach = max(limit, np.cbrt(volume) / 20)
+    i, j, image, distance = find_points_in_spheres(points, points, r=reach, pbc=_PERIODIC, lattice=lattice, tol=1e-8)
+    real = ((i != j) | (image != 0).any(axis=1)) & (distance <= limit + 1e-8)
     return float(distance[real].min()) if real.any() else None
