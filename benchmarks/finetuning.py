@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from judged import draw, markdown, over_seeds, read, table
 
 from rlgen import checkpoint, config
 from rlgen.metrics import exp_entropy
@@ -70,18 +71,8 @@ TRADEOFF = {f"beta {beta}": [*BEST, f"algorithm.beta={beta}"] for beta in (0.017
     "prompts keep 90 %": [*BEST, "prompts.diversity=0.9"]}
 SETS = {"diversity": DIVERSITY, "algorithms": ALGORITHMS, "tradeoff": TRADEOFF}
 ARMS = DIVERSITY | ALGORITHMS | TRADEOFF | {"best": BEST}
-#: Figures of a judge that must not fall for S.U.N. to rise.
-DIVERSITIES = ("space_groups", "prototypes", "elements", "n_atoms")
 SHARES = ("S.U.N.", "unique", "top group")
 DIGITS = {"reward": 3, "KL": 3, "S.U.N. found": 0, "their prototypes": 0}
-#: Of a judge's table: name, figure, whether it is a share.
-JUDGED = (
-    ("valid", "valid", True), ("unique", "unique", True), ("novel", "novel", True), ("metastable", "metastable", True),
-    ("S.U.N. (≤ 0.1 eV/atom)", "sun", True), ("S.U.N. (≤ 0 eV/atom)", "sun_strict", True),
-    ("S.U.N. prototypes per 1,000", "sun_prototypes", False), ("space groups, exp-entropy", "space_groups", False),
-    ("prototypes, exp-entropy", "prototypes", False), ("elements, exp-entropy", "elements", False),
-    ("atoms per primitive cell", "n_atoms", False),
-)  # fmt: skip
 
 
 def finetune(settings: Sequence[str], run: Path) -> None:
@@ -135,37 +126,17 @@ def judge(policy: str, judges: Sequence[str], n: int, workers: str, folder: Path
     """Every judge's figures of n fresh crystals of a policy; the same prompts and seed for all policies."""
     found, fresh = {}, folder / "fresh"
     for energy in judges:
-        table = folder / energy / "table.json"
-        if not table.exists():
+        if not (folder / energy / "table.json").exists():
             if not fresh.exists():
                 call("rlgen.sample", f"policy={policy}", f"n={n}", "seed=7", "formats=", f"output={fresh}")
             call("rlgen.evaluate", f"input={fresh}", f"energy={energy}", "real=null", f"workers={workers}",
                  f"output={folder / energy}")  # fmt: skip
-        (judged,) = json.loads(table.read_text()).values()
-        found[energy] = {name: judged["summary"][name]["value"] for _, name, _ in JUDGED}
+        found[energy] = read(folder / energy)
     return found
 
 
 def call(module: str, *arguments: str) -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-m", module, *arguments], check=True, stdout=subprocess.DEVNULL)
-
-
-def over_seeds(values: Sequence[Any], share: bool, digits: int) -> str:
-    """Mean over seeds, ± its standard error; "first → last" where a value is a pair of these."""
-    if isinstance(values[0], list):
-        return " → ".join(over_seeds(part, share, digits) for part in zip(*values, strict=True))
-    numbers = np.array([np.nan if value is None else value for value in values], dtype=float) * (100 if share else 1)
-    if np.isnan(numbers).all():
-        return "–"
-    text = f"{np.mean(numbers):.{digits}f}"
-    if len(numbers) > 1:
-        text += f" ± {np.std(numbers, ddof=1) / len(numbers) ** 0.5:.{digits}f}"
-    return text + (" %" if share else "")
-
-
-def markdown(title: str, columns: Sequence[str], rows: dict[str, Sequence[str]]) -> str:
-    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    return "\n".join([*lines, *(f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items())])
 
 
 def curves(runs: dict[str, list[Path]], window: int, file: Path) -> None:
@@ -187,24 +158,6 @@ def curves(runs: dict[str, list[Path]], window: int, file: Path) -> None:
         axes.plot(crystals, np.mean(seeds, axis=0), color=colours[k], linewidth=2, label=name)
     axes.set(xlabel="crystals scored", ylabel=f"mean reward, running mean of {window} steps")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-    figure.savefig(file)
-
-
-def tradeoff(judged: dict[str, list[dict[str, float]]], file: Path) -> None:
-    """S.U.N. against diversity: the least of four figures as a share of the pretrained policy's; a point each arm."""
-    from matplotlib.figure import Figure
-
-    before = judged["pretrained"][0]
-    figure = Figure(figsize=(7, 4.5), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    for name, found in judged.items():
-        kept = [min(one[key] / before[key] for key in DIVERSITIES) for one in found]
-        sun = [one["sun"] for one in found]
-        axes.errorbar(np.mean(kept), 100 * np.mean(sun), fmt="o", label=name,
-                      xerr=np.std(kept), yerr=100 * np.std(sun))  # fmt: skip
-    axes.axvline(0.9, color="0.7", linewidth=0.8, linestyle="--")
-    axes.set(xlabel="least of space groups, prototypes, elements, cell size; as a share of before", ylabel="S.U.N. (%)")
-    axes.legend(frameon=False, fontsize=8)
     figure.savefig(file)
 
 
@@ -248,11 +201,9 @@ def main(output: str = "runs/finetuning", arms: str = "diversity", seeds: str = 
         name: [over_seeds([one[column] for one in found], column in SHARES, DIGITS.get(column, 1))
                for column in columns] for name, found in rows.items()}))  # fmt: skip
     for energy in asked:
-        print("\n" + markdown(f"{fresh} fresh crystals each, judged by {energy}", list(judged), {
-            title: [over_seeds([one[energy][key] for one in found], share, 1) for found in judged.values()]
-            for title, key, share in JUDGED}))  # fmt: skip
-        tradeoff({name: [one[energy] for one in found] for name, found in judged.items()},
-                 folder / f"tradeoff_{energy}.svg")
+        of_judge = {name: [one[energy] for one in found] for name, found in judged.items()}
+        print("\n" + table(f"{fresh} fresh crystals each, judged by {energy}", of_judge))
+        draw(of_judge, folder / f"tradeoff_{energy}.svg")
     curves(folders, width, folder / "curves.svg")
 
 
