@@ -63,10 +63,18 @@ def pairs_of(crystals: Sequence[Any], above: np.ndarray, potential: MEGNetPotent
 
 def labels(crystals: samples.SampleTable, relaxed: str) -> np.ndarray:
     """Energies above the hull (B,) of the relaxed crystals, in the samples' order; NaN where one did not relax.
-    UserError: the table is no `rlgen.relax`'s, or of other crystals."""
-    path = Path(relaxed) / samples.TABLE
+
+    relaxed: the folder, or those of several potentials joined by +, whose mean it is, each above its own hull: where
+    one is wrong others seldom are. UserError: a table is no `rlgen.relax`'s, or of other crystals.
+    """
+    return np.mean([labels_of(crystals, folder) for folder in relaxed.split("+")], axis=0)
+
+
+def labels_of(crystals: samples.SampleTable, folder: str) -> np.ndarray:
+    """`labels` of one potential."""
+    path = Path(folder) / samples.TABLE
     if not path.is_file():
-        raise UserError(f"relaxed={relaxed}: no {samples.TABLE} there; give the folder that rlgen.relax wrote")
+        raise UserError(f"relaxed={folder}: no {samples.TABLE} there; give the folder that rlgen.relax wrote")
     table = samples.table_of(path)
     if missing := {"name", "e_above_hull", "outcome"} - set(table):
         raise UserError(f"{path}: has no column {', '.join(sorted(missing))}; give the folder that rlgen.relax wrote")
