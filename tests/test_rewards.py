@@ -12,7 +12,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 import rewards
-from rewards.validity import Validity
+from rewards.validity import Validity, distance_below
 from rlgen.types import UserError
 
 
@@ -87,6 +87,15 @@ def test_mp20_is_valid():
 def test_adversarial_crystals_are_not(crystal, reason):
     assert reason in Validity().check(crystal)
     assert Validity().measure([crystal, NACL], [{}, {}]).tolist() == [0.0, 1.0]
+
+
+def test_large_cells_hide_nothing():
+    """150 Å: the search looks further than it is asked to, and only what is near enough counts."""
+    x = np.array([[0, 0, 0], [149.8, 0, 0], [70, 70, 70], [70, 70, 70.6]]) / 150
+    crystal = Structure(Lattice.cubic(150), ["Na"] * 4, x)
+    assert distance_below(crystal, 0.5) == pytest.approx(0.2)
+    assert distance_below(crystal, 0.1) is None
+    assert distance_below(Structure.from_sites(crystal.sites[2:]), 0.5) is None
 
 
 def test_distances_agree_with_pymatgen():
