@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-# Two processes run the tests, on as few as two cores; more threads each would only wait for each other.
+# Three processes run the tests, on as few as two cores: some wait for Ray or for other processes. More threads each
+# would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 THIRD = 1 / 3

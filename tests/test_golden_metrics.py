@@ -71,7 +71,8 @@ def ours(tmp_path_factory):
         patch.setattr(cache, "relaxations", made_up)
         patch.setattr("rlgen.energies.load_potential", lambda name: None)
         patch.setattr(evaluation, "_judges", lambda *_: {"scale": "", "hull": "", "novelty": "", "unique": ""})
-        return evaluation.evaluate(CRYSTALS, energy="none", reference=str(reference), real=str(real), progress=False)
+        return evaluation.evaluate(CRYSTALS, energy="toy:energies", reference=str(reference), real=str(real),
+                                   progress=False)
 
 
 # What the papers say, from their texts: CDVAE (Xie et al. 2022), MatterGen (Zeni et al. 2025), LeMat-GenBench (2025).
