@@ -33,7 +33,10 @@ DIVERSITIES = {"space_groups": "space groups", "prototypes": "prototypes", "elem
 
 def read(folder: Path | str, n: int = 0) -> dict[str, float]:
     """The figures of the first n samples, or all, of an evaluation of one input."""
-    verdicts = pd.read_parquet(Path(folder) / "judged_0.parquet")
+    path = Path(folder) / "judged_0.parquet"
+    if not path.is_file():
+        raise SystemExit(f"{path} is not there: give the output= of rlgen.evaluate")
+    verdicts = pd.read_parquet(path)
     found = summarise(verdicts.head(n or len(verdicts)))
     return {name: found[name].value for _, name, _ in FIGURES}
 
@@ -92,8 +95,10 @@ def draw(judged: dict[str, list[dict[str, float]]], file: Path) -> None:
 
 
 def main() -> None:
-    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
     n, output = int(given.pop("n", 0)), given.pop("output", None)
+    if not given:
+        raise SystemExit(__doc__)
     judged = {name: [read(folder, n) for folder in folders.split(",")] for name, folders in given.items()}
     print(table(f"{n or 'all'} samples each", judged))
     if output:
