@@ -3,7 +3,7 @@
 `python benchmarks/judged.py pretrained=before "beta 0.15=a" "two seeds=b_0,b_1" n=512 output=tradeoff.svg`:
 names, and after each the `output=` of one evaluation or of several, whose mean is shown, ± its standard error. The
 first is what the others are compared with. n: count the first so many samples of each only; of more samples more
-prototypes are distinct, so that what is compared must be of equally many.
+prototypes are distinct, so that what is compared must be of equally many. Thresholds are the default ones.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ def draw(judged: dict[str, list[dict[str, float]]], file: Path) -> None:
 
 
 def main() -> None:
-    given = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    n, output = int(given.pop("n", 0)), given.pop("output", None)
-    if not given:
+    if not sys.argv[1:] or not all("=" in argument for argument in sys.argv[1:]):
         raise SystemExit(__doc__)
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    n, output = int(given.pop("n", 0)), given.pop("output", None)
     judged = {name: [read(folder, n) for folder in folders.split(",")] for name, folders in given.items()}
     print(table(f"{n or 'all'} samples each", judged))
     if output:

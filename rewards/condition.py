@@ -12,6 +12,7 @@ from pymatgen.core import Composition, Structure
 
 from rewards.guards import refuse
 from rlgen.conditions import ALWAYS, CATEGORIES, NUMBER_OF, Category, Transform, known, read, symbols
+from rlgen.energies import must_be_known
 from rlgen.predictors import Predictor, predictor_of
 from rlgen.properties import PROPERTIES
 from rlgen.protostructure import MIRRORED
@@ -86,6 +87,7 @@ class ConditionMatch:
                 raise UserError(f"condition {what}.{wrong[0]}={given[wrong[0]]}: must be "
                                 f"{'at least' if least == 0 else 'above'} 0, in the property's unit")
         read(self.scales)
+        must_be_known(self.energy)
 
     def warm_up(self) -> None:
         """Load the models of the properties that are named in the settings."""

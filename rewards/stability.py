@@ -11,7 +11,7 @@ from pymatgen.core import Structure
 
 from rewards.guards import GUARDS, refuse
 from rlgen.counters import count
-from rlgen.energies import must_relax, resolve
+from rlgen.energies import must_be_known, must_relax
 from rlgen.types import Condition, UserError
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ class Stability:
             raise UserError("stability: width, floor, fmax and tolerance must be above 0, and steps at least 0")
         if not 0 <= self.vacuum <= 20:
             raise UserError(f"stability vacuum={self.vacuum}: must be between 0 and 20 Å")
-        for named in (self.energy, self.audit):
-            if named not in ("auto", None):
-                resolve(named)  # a wrong name is told before there is a run
+        must_be_known(self.energy)
+        if self.audit is not None:
+            must_be_known(self.audit)
         if self.mode == "relax":
             must_relax(self.energy)
         if self.audit is not None and self.audit == self.energy:

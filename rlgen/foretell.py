@@ -64,10 +64,10 @@ def pairs_of(crystals: Sequence[Any], above: np.ndarray, potential: MEGNetPotent
 def labels(crystals: samples.SampleTable, relaxed: str) -> np.ndarray:
     """Energies above the hull (B,) of the relaxed crystals, in the samples' order; NaN where one did not relax.
 
-    relaxed: the folder, or those of several potentials joined by +, whose mean it is, each above its own hull: where
+    relaxed: the folder, or those of several potentials joined by ":", whose mean it is, each above its own hull: where
     one is wrong others seldom are. UserError: a table is no `rlgen.relax`'s, or of other crystals.
     """
-    return np.mean([labels_of(crystals, folder) for folder in relaxed.split("+")], axis=0)
+    return np.mean([labels_of(crystals, folder) for folder in relaxed.split(":")], axis=0)
 
 
 def labels_of(crystals: samples.SampleTable, folder: str) -> np.ndarray:

@@ -36,8 +36,8 @@ def test_labels_are_those_of_the_samples_in_their_order(wrote, tmp_path):
     folder = relaxed(tmp_path / "relaxed", read.names, [0.02, 0.4, np.nan], ["converged", "failed", "failed"])
     assert labels(read, folder).tolist()[:1] == [0.02] and np.isnan(labels(read, folder)[1:]).all()
     other = relaxed(tmp_path / "other", read.names[::-1], [0.0] * 3, ["steps"] * 3)
-    second = relaxed(tmp_path / "second", read.names, [0.06, 0.1, 0.2], ["steps"] * 3)  # of another potential
-    both = labels(read, f"{folder}+{second}")
+    second = relaxed(tmp_path / "reward=a+b", read.names, [0.06, 0.1, 0.2], ["steps"] * 3)  # of another potential
+    both = labels(read, f"{folder}:{second}")
     assert both[0] == pytest.approx(0.04) and np.isnan(both[1:]).all()
     with pytest.raises(UserError, match=r"other/samples.parquet: holds 3 crystals, which are not the 3 of input="):
         labels(read, other)

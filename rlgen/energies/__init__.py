@@ -76,12 +76,17 @@ def resolve(name: str) -> str:
         chosen = "m3gnet" if _m3gnet_is_right() else "chgnet"
         log.info("energy=auto: using %s", chosen)
         return chosen
-    if name not in POTENTIALS and ":" not in name and not _is_taught(name):
+    must_be_known(name)
+    return name
+
+
+def must_be_known(name: str) -> None:
+    """UserError: `name` is none that `resolve` knows. Nothing is loaded, so that this can be asked before a run."""
+    if name != "auto" and name not in POTENTIALS and ":" not in name and not _is_taught(name):
         raise UserError(
             f"energy={name}: unknown potential; known are auto, {', '.join(sorted(POTENTIALS))}, an ASE calculator as "
             "my.module:make_calculator, or a folder that rlgen.foretell wrote"
         )
-    return name
 
 
 def _is_taught(name: str) -> bool:
