@@ -212,6 +212,11 @@ def test_mistakes_are_told(settings, condition, message):
         score(SALT, condition, **settings)
 
 
+def test_an_unknown_potential_is_told_before_anything_is_measured():
+    with pytest.raises(UserError, match=r"energy=m4gnet: unknown potential; known are auto, "):
+        ConditionMatch(energy="m4gnet")
+
+
 def test_it_is_cheap_to_send_to_a_worker():
     reward = ConditionMatch(width={"density": 1.0})
     assert pickle.loads(pickle.dumps(reward)) == reward and len(pickle.dumps(reward)) < 1000
