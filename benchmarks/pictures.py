@@ -10,6 +10,7 @@ from pymatgen.core import Lattice, Structure
 
 from policies.representations import REPRESENTATIONS, make
 from policies.representations.base import Representation
+from rlgen.spacegroup import from_spacegroup
 
 OUTPUT = Path(__file__).parent.parent / "docs" / "pictures"
 #: Colour of each kind of token; what has none of its own is grey.
@@ -45,7 +46,7 @@ def draw(representation: Representation, crystal: Structure, title: str) -> None
 def main() -> None:
     plt.rcParams["svg.hashsalt"] = "rlgen"  # the same file from every run
     plt.rcParams["svg.fonttype"] = "none"
-    rutile = Structure.from_spacegroup("P4_2/mnm", Lattice.tetragonal(4.594, 2.959), ["Ti", "O"],
+    rutile = from_spacegroup("P4_2/mnm", Lattice.tetragonal(4.594, 2.959), ["Ti", "O"],
                                        [[0, 0, 0], [0.3053, 0.3053, 0]])
     for name in REPRESENTATIONS:
         draw(make(name), rutile, "rutile, TiO₂")

@@ -32,19 +32,19 @@ def compare(config: Any, trained: CrystalPolicy, prompts: PromptTable, log: Run)
     known = "shipped:all" if config.data == "shipped" else config.data
     ray = RayConfig(**plain(config.ray))
     ray = replace(ray, chunk=max(1, ray.chunk // 2), timeout_s=8 * ray.timeout_s)  # relaxing takes much longer
-    found, drawn = {}, {}
+    told, drawn = {}, {}
     for name, policy, asked in (("pretrained", pretrained, before), ("fine-tuned", trained, prompts)):
         rng, asking = np.random.default_rng([config.seed, 5]), Asking(asked, config)
-        conditions = asking.draw(config.evaluate, rng, trained) if asking.asked else asked.sample(
+        told[name] = asking.draw(config.evaluate, rng, trained) if asking.asked else asked.sample(
             config.evaluate, rng, keep={key: asking.keep[key] for key in asked.properties})
         seed = int(rng.integers(2**62))
-        print(f"judging {config.evaluate} fresh crystals of the {name} policy")
-        rollout = sample(policy, conditions, torch.Generator(policy.device).manual_seed(seed))
-        crystals = drawn[name] = decode(policy, rollout)
-        found[name] = evaluate(crystals, energy=config.judge, reference=known, steps=config.relax_steps,
-                               workers=config.workers, ray=ray, seed=config.seed)
-        columns = {c: found[name].samples[c].to_numpy() for c in found[name].samples if c != "formula"}
-        samples.write(Path(config.output) / f"samples_{name}", crystals, {"condition": conditions} | columns)
+        rollout = sample(policy, told[name], torch.Generator(policy.device).manual_seed(seed))
+        drawn[name] = decode(policy, rollout)
+    found = evaluate(drawn, energy=config.judge, reference=known, steps=config.relax_steps, workers=config.workers,
+                     ray=ray, seed=config.seed)
+    for name, judged in found.items():
+        columns = {c: judged.samples[c].to_numpy() for c in judged.samples if c != "formula"}
+        samples.write(Path(config.output) / f"samples_{name}", drawn[name], {"condition": told[name]} | columns)
     report = as_markdown(found)
     log.log_text(config.steps, "before_after", report)
     log.log_figure(config.steps, "energy_above_hull", tracking.energy_histogram(

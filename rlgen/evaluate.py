@@ -26,17 +26,15 @@ def run(config: Any) -> None:
     energy = energies.resolve(config.energy)
     energies.must_relax(energy)
     known = "shipped:all" if config.data == "shipped" else config.data
-    found, crystals, properties = {}, {}, {}
+    crystals, properties = {}, {}
     for path in filter(None, (config.compare, config.input)):
         read = samples.read(path)
-        print(f"judging {len(read.crystals)} samples of {path}")
         crystals[str(path)] = read.crystals
         if read.columns is not None:
             properties[str(path)] = read.columns
-        found[str(path)] = evaluate(read.crystals, energy=energy, hull=config.hull, reference=known,
-                                    steps=config.relax_steps, real=config.real,
-                                    settings=MetricsConfig(**plain(config.metrics)), workers=config.workers,
-                                    ray=RayConfig(**plain(config.ray)), seed=config.seed)
+    found = evaluate(crystals, energy=energy, hull=config.hull, reference=known, steps=config.relax_steps,
+                     real=config.real, settings=MetricsConfig(**plain(config.metrics)), workers=config.workers,
+                     ray=RayConfig(**plain(config.ray)), seed=config.seed)
     Console().print(table(found))
     if config.output:
         output = Path(config.output)

@@ -7,7 +7,7 @@ has the definition and the source of every figure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -56,7 +56,7 @@ class Evaluation:
 
 
 def evaluate(
-    crystals: Sequence[Structure | CrystalError],
+    drawn: Mapping[str, Sequence[Structure | CrystalError]],
     *,
     energy: str,
     reference: str,
@@ -70,22 +70,23 @@ def evaluate(
     ray: RayConfig = JUDGING,
     seed: int = 0,
     progress: bool = True,
-) -> Evaluation:
-    """Judge B samples with a potential and its hull, against a novelty reference.
+) -> dict[str, Evaluation]:
+    """Judge samples, (B,) by the name of what drew them, with a potential and its hull, against a novelty reference.
 
     energy: the judging potential, which should not be the one that rewarded. hull: its hull's file, None: the one of
     its scale. relax: to forces below fmax (eV/Å) in at most `steps` FIRE steps; without it the energies as written
     decide. real: crystals whose distributions the samples are compared with (`Real.load`); None: they are not.
-    settings: what counts as what. workers, ray: as of `RewardPool`. seed: of the bootstrap.
+    settings: what counts as what. workers, ray: as of `RewardPool`; all that is judged shares it. seed: of the
+    bootstrap.
     """
-    if not crystals:
-        raise UserError("there are no samples to evaluate")
+    for name, crystals in drawn.items():
+        if not crystals:
+            raise UserError(f"{name}: there are no samples to evaluate")
     tolerance = Tolerance(settings.ltol, settings.stol, settings.angle_tol)
     notes = _judges(energy, hull, reference, tolerance)
-    notes |= {"samples": len(crystals), "relaxed": relax, "fmax": fmax, "steps": steps, "seed": seed}
-    notes |= {"definitions": vars(settings)}
+    notes |= {"relaxed": relax, "fmax": fmax, "steps": steps, "seed": seed, "definitions": vars(settings)}
     others = None if real is None else Real.load(real)
-    checked = _checked(crystals, settings)
+    checked = {name: _checked(crystals, settings) for name, crystals in drawn.items()}
     # Energies as written are shown, not paid for: they are measured however close atoms are and strong the forces.
     strongest = np.inf if relax else None
     written = WrittenStability(energy=energy, hull=hull, mode="single_point", closest=0.0, max_force=strongest)
@@ -93,32 +94,35 @@ def evaluate(
     if relax:
         rewards.append(Stability(energy=energy, hull=hull, mode="relax", fmax=fmax, steps=steps, give_up=False))
         rewards.append(Displacement(energy, fmax, steps))
-    scored = _score(crystals, rewards, workers, ray, progress)
-    judged = pd.DataFrame(
-        {
-            "formula": [c.composition.reduced_formula if isinstance(c, Structure) else None for c in crystals],
-            "status": scored["status"],
-            "reason": scored["reason"],
-            "valid": scored["status"] != "invalid",
-            **checked,
-            "novel": scored["novelty"] == 1,
-            "e_above_hull": scored["stability"] if relax else scored["stability_written"],
-            "e_above_hull_written": scored["stability_written"],
-            "displacement": scored["displacement"] if relax else np.nan,
-        }
-    )
-    valid = np.flatnonzero(judged["valid"])
-    chosen = [c for c, keep in zip(crystals, judged["valid"], strict=True) if keep and isinstance(c, Structure)]
-    _describe_all(judged, valid, chosen, tolerance)
-    judged["sun"] = flags(judged, settings)["sun"]
-    summary = summarise(judged, seed, settings)
-    if others is not None:
-        found, unlike = coverage(chosen, others, settings, progress)
-        judged["covered"] = False
-        judged.loc[valid[found.covered], "covered"] = True
-        notes |= {"real": others.name, "real_size": len(others.structures), "without_fingerprint": unlike}
-        summary |= found.estimates(judged, others, np.random.default_rng([seed, 1]))
-    return Evaluation(judged, summary, failures(judged), notes)
+    found = {}
+    for name, scored in _score(drawn, rewards, workers, ray, progress):
+        crystals = drawn[name]
+        judged = pd.DataFrame(
+            {
+                "formula": [c.composition.reduced_formula if isinstance(c, Structure) else None for c in crystals],
+                "status": scored["status"],
+                "reason": scored["reason"],
+                "valid": scored["status"] != "invalid",
+                **checked[name],
+                "novel": scored["novelty"] == 1,
+                "e_above_hull": scored["stability"] if relax else scored["stability_written"],
+                "e_above_hull_written": scored["stability_written"],
+                "displacement": scored["displacement"] if relax else np.nan,
+            }
+        )
+        valid = np.flatnonzero(judged["valid"])
+        chosen = [c for c, keep in zip(crystals, judged["valid"], strict=True) if keep and isinstance(c, Structure)]
+        _describe_all(judged, valid, chosen, tolerance)
+        judged["sun"] = flags(judged, settings)["sun"]
+        summary, said = summarise(judged, seed, settings), notes | {"samples": len(crystals)}
+        if others is not None:
+            near, unlike = coverage(chosen, others, settings, progress)
+            judged["covered"] = False
+            judged.loc[valid[near.covered], "covered"] = True
+            said |= {"real": others.name, "real_size": len(others.structures), "without_fingerprint": unlike}
+            summary |= near.estimates(judged, others, np.random.default_rng([seed, 1]))
+        found[name] = Evaluation(judged, summary, failures(judged), said)
+    return found
 
 
 def _checked(crystals: Sequence[Structure | CrystalError], settings: MetricsConfig) -> dict[str, list[bool]]:
@@ -204,30 +208,32 @@ def _judges(energy: str, hull: str | None, reference: str, tolerance: Tolerance)
 
 
 def _score(
-    crystals: Sequence[Structure | CrystalError], rewards: list[Reward], workers: int, ray: RayConfig, progress: bool
-) -> dict[str, np.ndarray]:
-    """Raw values (B,) by the reward's name, with `status` and `reason`."""
+    drawn: Mapping[str, Sequence[Structure | CrystalError]], rewards: list[Reward], workers: int, ray: RayConfig,
+    progress: bool,
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:  # fmt: skip
+    """Of each name in turn: raw values (B,) by the reward's name, with `status` and `reason`."""
     from rich.progress import Progress
 
     from rlgen.reward_pool import RewardPool
 
     expression = "*".join(reward.name for reward in rewards)
-    with (
-        RewardPool(rewards, expression, workers=workers, ray=ray) as pool,
-        Progress(disable=not progress, transient=True) as bar,
-    ):
-        task = bar.add_task("judging", total=len(crystals))
-        parts = []
-        for start in range(0, len(crystals), _BATCH):
-            batch = crystals[start : start + _BATCH]
-            parts.append(pool.score(batch, [{}] * len(batch)))
-            bar.advance(task, len(batch))
-    columns: dict[str, np.ndarray] = {
-        name: np.concatenate([part.raw[:, k] for part in parts]) for k, name in enumerate(pool.names)
-    }
-    columns["status"] = np.concatenate([part.status for part in parts])
-    columns["reason"] = np.array([reason for part in parts for reason in part.reason], dtype=object)
-    return columns
+    with RewardPool(rewards, expression, workers=workers, ray=ray) as pool:
+        for name, crystals in drawn.items():
+            if progress:
+                print(f"judging {len(crystals)} crystals: {name}")
+            parts = []
+            with Progress(disable=not progress, transient=True) as bar:
+                task = bar.add_task("judging", total=len(crystals))
+                for start in range(0, len(crystals), _BATCH):
+                    batch = crystals[start : start + _BATCH]
+                    parts.append(pool.score(batch))
+                    bar.advance(task, len(batch))
+            columns: dict[str, np.ndarray] = {
+                reward: np.concatenate([part.raw[:, k] for part in parts]) for k, reward in enumerate(pool.names)
+            }
+            columns["status"] = np.concatenate([part.status for part in parts])
+            columns["reason"] = np.array([reason for part in parts for reason in part.reason], dtype=object)
+            yield name, columns
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from rlgen.spacegroup import from_spacegroup
+
 # Three processes run the tests, on as few as two cores: some wait for Ray or for other processes. More threads each
 # would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,13 +30,13 @@ def rlgen_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def _quartz() -> Structure:
     """Right-handed alpha-quartz, P3_121."""
-    return Structure.from_spacegroup(
+    return from_spacegroup(
         "P3_121", Lattice.hexagonal(4.916, 5.405), ["Si", "O"], [[0.4697, 0, THIRD], [0.4135, 0.2669, 0.4524]]
     )
 
 
 def _crystals() -> dict[str, Structure]:
-    build = Structure.from_spacegroup
+    build = from_spacegroup
     monoclinic = Lattice.from_parameters(5.15, 5.21, 5.32, 90, 99.2, 90)
     triclinic = Lattice.from_parameters(4.1, 5.2, 6.3, 81, 95, 107)
     return {

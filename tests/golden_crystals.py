@@ -13,6 +13,7 @@ from pymatgen.core import Lattice, Structure
 
 from rlgen import data
 from rlgen.likelihood import SHIPPED
+from rlgen.spacegroup import from_spacegroup
 from rlgen.types import CrystalError
 
 NAN = math.nan
@@ -28,37 +29,37 @@ class Sample(NamedTuple):
 
 
 def rocksalt(a: float, *elements: str) -> Structure:
-    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), elements, [[0, 0, 0], [0.5, 0.5, 0.5]])
+    return from_spacegroup("Fm-3m", Lattice.cubic(a), elements, [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 
 def fluorite(a: float, *elements: str) -> Structure:
-    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), elements, [[0, 0, 0], [0.25, 0.25, 0.25]])
+    return from_spacegroup("Fm-3m", Lattice.cubic(a), elements, [[0, 0, 0], [0.25, 0.25, 0.25]])
 
 
 def zincblende(a: float, *elements: str) -> Structure:
-    return Structure.from_spacegroup("F-43m", Lattice.cubic(a), elements, [[0, 0, 0], [0.25, 0.25, 0.25]])
+    return from_spacegroup("F-43m", Lattice.cubic(a), elements, [[0, 0, 0], [0.25, 0.25, 0.25]])
 
 
 def caesium_chloride(a: float, *elements: str) -> Structure:
-    return Structure.from_spacegroup("Pm-3m", Lattice.cubic(a), elements, [[0, 0, 0], [0.5, 0.5, 0.5]])
+    return from_spacegroup("Pm-3m", Lattice.cubic(a), elements, [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 
 def perovskite(a: float, *elements: str) -> Structure:
     places = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0]]
-    return Structure.from_spacegroup("Pm-3m", Lattice.cubic(a), elements, places)
+    return from_spacegroup("Pm-3m", Lattice.cubic(a), elements, places)
 
 
 def rutile(a: float, c: float, x: float, *elements: str) -> Structure:
-    return Structure.from_spacegroup("P4_2/mnm", Lattice.tetragonal(a, c), elements, [[0, 0, 0], [x, x, 0]])
+    return from_spacegroup("P4_2/mnm", Lattice.tetragonal(a, c), elements, [[0, 0, 0], [x, x, 0]])
 
 
 def wurtzite(a: float, c: float, *elements: str) -> Structure:
     places = [[1 / 3, 2 / 3, 0], [1 / 3, 2 / 3, 0.38]]
-    return Structure.from_spacegroup("P6_3mc", Lattice.hexagonal(a, c), elements, places)
+    return from_spacegroup("P6_3mc", Lattice.hexagonal(a, c), elements, places)
 
 
 def element(group: str, a: float, symbol: str) -> Structure:
-    return Structure.from_spacegroup(group, Lattice.cubic(a), [symbol], [[0, 0, 0]])
+    return from_spacegroup(group, Lattice.cubic(a), [symbol], [[0, 0, 0]])
 
 
 def _samples() -> list[Sample]:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CRYSTALS
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Lattice
 
 from policies.model import CrystalPolicy, smoothing
 from policies.prompts import PromptTable
@@ -35,6 +35,7 @@ from rlgen.encoded import encode
 from rlgen.labels import label, labels, scales
 from rlgen.pretrain import run as pretrain
 from rlgen.sample import run as run_sample
+from rlgen.spacegroup import from_spacegroup
 from rlgen.types import CrystalError, UserError
 
 # Scales
@@ -573,7 +574,7 @@ def salts(tmp_path_factory):
     """A policy trained for seconds on one kind of salt of many sizes, in a folder."""
     folder = tmp_path_factory.mktemp("salts")
     lengths = np.random.default_rng(0).uniform(3, 7, 160)
-    crystals = [Structure.from_spacegroup("Pm-3m", Lattice.cubic(a), ["Cs", "Cl"], [[0, 0, 0], [0.5] * 3])
+    crystals = [from_spacegroup("Pm-3m", Lattice.cubic(a), ["Cs", "Cl"], [[0, 0, 0], [0.5] * 3])
                 for a in lengths]
     samples.write(folder / "data", crystals, {"length": lengths})
     pretrain(load("pretrain", [f"data={folder}/data/samples.parquet", f"output={folder}/run",

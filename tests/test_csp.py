@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CRYSTALS
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Lattice
+
+from rlgen.spacegroup import from_spacegroup
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import csp
@@ -18,7 +20,7 @@ def test_a_crystal_matches_itself_in_any_cell_and_a_displaced_one_by_its_rms():
     truth = CRYSTALS["rutile"]
     moved = truth.copy()
     moved.translate_sites([2], [0.03, 0, 0])  # one of six atoms by 0.138 Å
-    fluorite = Structure.from_spacegroup("Fm-3m", Lattice.cubic(4.8), ["Ti", "O"], [[0, 0, 0], [0.25] * 3])
+    fluorite = from_spacegroup("Fm-3m", Lattice.cubic(4.8), ["Ti", "O"], [[0, 0, 0], [0.25] * 3])
     rms = csp.Match().measure([truth, truth * (1, 1, 2), moved, fluorite], [{"truth": truth}] * 4)
     assert rms[:2] == pytest.approx(0, abs=1e-6) and np.isnan(rms[3])
     # The least over translations: the displacements d·(5/6), and -d/6 of the five others.

@@ -18,6 +18,7 @@ import pytest
 from pymatgen.core import Composition, Lattice, Structure
 
 from rlgen.data import Dataset, Record, cache, load, mp20, parsing, prototypes, split
+from rlgen.spacegroup import from_spacegroup
 from rlgen.types import UserError
 
 
@@ -28,11 +29,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 CRYSTALS = [
-    Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
-    Structure.from_spacegroup(
+    from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+    from_spacegroup(
         "P4_2/mnm", Lattice.tetragonal(4.594, 2.959), ["Ti", "O"], [[0, 0, 0], [0.3053, 0.3053, 0]]
     ),
-    Structure.from_spacegroup("P6_3/mmc", Lattice.hexagonal(3.209, 5.211), ["Mg"], [[1 / 3, 2 / 3, 0.25]]),
+    from_spacegroup("P6_3/mmc", Lattice.hexagonal(3.209, 5.211), ["Mg"], [[1 / 3, 2 / 3, 0.25]]),
     Structure(Lattice.from_parameters(4.1, 5.2, 6.3, 81, 95, 107), ["Li", "Mn", "O"], np.eye(3) * [0.11, 0.22, 0.33]),
 ]
 GAPS = [5.0, None, 0.0, 1.25]

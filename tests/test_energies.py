@@ -24,6 +24,7 @@ from rlgen.energies.graph import pairs_at_source
 from rlgen.energies.matgl_potential import MatglPotential
 from rlgen.energies.relax import relax
 from rlgen.relaxing import Relaxed
+from rlgen.spacegroup import from_spacegroup
 from rlgen.types import UserError
 
 ISOLATED = Structure(Lattice.cubic(20), ["Na"], [[0, 0, 0]])
@@ -72,10 +73,10 @@ def rattled(structure: Structure, seed: int, strain: float = 0.02, shake: float 
 
 @pytest.fixture(scope="module")
 def crystals() -> list[Structure]:
-    perovskite = Structure.from_spacegroup(
+    perovskite = from_spacegroup(
         "Pm-3m", Lattice.cubic(3.95), ["Sr", "Ti", "O"], [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0]]
     )
-    silicon = Structure.from_spacegroup("Fd-3m", Lattice.cubic(5.46), ["Si"], [[0, 0, 0]]).get_primitive_structure()
+    silicon = from_spacegroup("Fd-3m", Lattice.cubic(5.46), ["Si"], [[0, 0, 0]]).get_primitive_structure()
     cells = [known.cell("TiO2"), perovskite, silicon, known.cell("MgO").get_primitive_structure()]
     return [rattled(cell, seed) for seed, cell in enumerate(cells)]
 

@@ -11,15 +11,16 @@ from pymatgen.core import Lattice, Structure
 
 from rlgen import evaluation
 from rlgen.settings import MetricsConfig
+from rlgen.spacegroup import from_spacegroup
 from rlgen.types import CrystalError, UserError
 
 
 def rocksalt(a, *elements):
-    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), elements, [[0, 0, 0], [0.5, 0.5, 0.5]])
+    return from_spacegroup("Fm-3m", Lattice.cubic(a), elements, [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 
 NACL = rocksalt(5.69, "Na", "Cl")
-SILICON = Structure.from_spacegroup("Fd-3m", Lattice.cubic(5.47), ["Si"], [[0, 0, 0]])
+SILICON = from_spacegroup("Fd-3m", Lattice.cubic(5.47), ["Si"], [[0, 0, 0]])
 CRYSTALS = [
     NACL,  # 0: known and stable
     CrystalError("parse", "ends early"),  # 1
@@ -32,9 +33,8 @@ CRYSTALS = [
 
 @pytest.fixture(scope="module")
 def judged():
-    return evaluation.evaluate(
-        CRYSTALS, energy="chgnet", reference="shipped:all", steps=60, workers=0, progress=False
-    )
+    return evaluation.evaluate({"x": CRYSTALS}, energy="chgnet", reference="shipped:all", steps=60, workers=0,
+                               progress=False)["x"]
 
 
 def test_every_sample_stays_in_the_denominator(judged):
@@ -164,12 +164,12 @@ def test_failures_are_counted_by_kind():
 
 
 def test_prototypes_forget_the_chemistry_but_not_the_cell():
-    fluorite = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.5), ["Ca", "F"], [[0, 0, 0], [0.25, 0.25, 0.25]])
-    antifluorite = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.5), ["O", "Na"], [[0, 0, 0], [0.25, 0.25, 0.25]])
+    fluorite = from_spacegroup("Fm-3m", Lattice.cubic(5.5), ["Ca", "F"], [[0, 0, 0], [0.25, 0.25, 0.25]])
+    antifluorite = from_spacegroup("Fm-3m", Lattice.cubic(5.5), ["O", "Na"], [[0, 0, 0], [0.25, 0.25, 0.25]])
     first, second = evaluation.describe(fluorite), evaluation.describe(antifluorite)
     assert first == second and (first.space_group, first.n_atoms) == (225, 3)
-    bismuth = Structure.from_spacegroup("R-3m", Lattice.hexagonal(4.55, 11.86), ["Bi"], [[0, 0, 0.234]])
-    iron = Structure.from_spacegroup("Im-3m", Lattice.cubic(2.87), ["Fe"], [[0, 0, 0]])
+    bismuth = from_spacegroup("R-3m", Lattice.hexagonal(4.55, 11.86), ["Bi"], [[0, 0, 0.234]])
+    iron = from_spacegroup("Im-3m", Lattice.cubic(2.87), ["Fe"], [[0, 0, 0]])
     assert (evaluation.describe(bismuth).n_atoms, evaluation.describe(iron).n_atoms) == (2, 1)
 
 
@@ -182,28 +182,30 @@ def test_a_crystal_of_many_elements_is_described_at_once():
 
 def test_wrong_names_are_refused_before_any_work():
     with pytest.raises(UserError, match="unknown potential"):
-        evaluation.evaluate(CRYSTALS, energy="none", reference="shipped:all", progress=False)
+        evaluation.evaluate({"x": CRYSTALS}, energy="none", reference="shipped:all", progress=False)
     with pytest.raises(UserError, match="oxidation_states=mine; known: icsd24"):
         mine = MetricsConfig(oxidation_states="mine")
-        evaluation.evaluate(CRYSTALS, energy="chgnet", reference="shipped:all", settings=mine, progress=False)
+        evaluation.evaluate({"x": CRYSTALS}, energy="chgnet", reference="shipped:all", settings=mine, progress=False)
     with pytest.raises(UserError, match="real=none"):
-        evaluation.evaluate(CRYSTALS, energy="chgnet", reference="shipped:all", real="none", progress=False)
+        evaluation.evaluate({"x": CRYSTALS}, energy="chgnet", reference="shipped:all", real="none", progress=False)
     with pytest.raises(UserError, match="no samples"):
-        evaluation.evaluate([], energy="chgnet", reference="shipped:all", progress=False)
+        evaluation.evaluate({"x": []}, energy="chgnet", reference="shipped:all", progress=False)
     with pytest.raises(UserError, match="shipped"):
-        evaluation.evaluate(CRYSTALS, energy="chgnet", reference="shipped:nothing", progress=False)
+        evaluation.evaluate({"x": CRYSTALS}, energy="chgnet", reference="shipped:nothing", progress=False)
 
 
 def test_without_relaxation_the_crystal_as_written_decides():
-    result = evaluation.evaluate([NACL], energy="chgnet", reference="shipped:all", relax=False, progress=False)
+    found = evaluation.evaluate({"x": [NACL]}, energy="chgnet", reference="shipped:all", relax=False, progress=False)
+    result = found["x"]
     assert result.samples["e_above_hull"].equals(result.samples["e_above_hull_written"].rename("e_above_hull"))
-    assert "not relaxed" in evaluation.as_markdown({"x": result})
+    assert "not relaxed" in evaluation.as_markdown(found)
 
 
 def test_nothing_valid_is_a_result_too():
     broken = [CRYSTALS[1], CRYSTALS[3]]
-    result = evaluation.evaluate(broken, energy="chgnet", reference="shipped:all", progress=False)
+    found = evaluation.evaluate({"x": broken}, energy="chgnet", reference="shipped:all", progress=False)
+    result = found["x"]
     assert result.summary["valid"].value == result.summary["sun"].value == 0
     assert math.isnan(result.summary["space_groups"].value) and math.isnan(result.summary["e_above_hull"].value)
-    assert "–" in evaluation.as_markdown({"x": result})
-    assert evaluation.as_dict({"x": result})["x"]["summary"]["n_atoms"]["value"] is None
+    assert "–" in evaluation.as_markdown(found)
+    assert evaluation.as_dict(found)["x"]["summary"]["n_atoms"]["value"] is None

@@ -28,6 +28,7 @@ from rlgen.energies.relax import Relaxation
 from rlgen.likelihood import SHIPPED
 from rlgen.reference import Tolerance
 from rlgen.settings import MetricsConfig
+from rlgen.spacegroup import from_spacegroup
 from rlgen.types import CrystalError
 
 CRYSTALS = [sample.crystal for sample in SAMPLES]
@@ -71,8 +72,8 @@ def ours(tmp_path_factory):
         patch.setattr(cache, "relaxations", made_up)
         patch.setattr("rlgen.energies.load_potential", lambda name: None)
         patch.setattr(evaluation, "_judges", lambda *_: {"scale": "", "hull": "", "novelty": "", "unique": ""})
-        return evaluation.evaluate(CRYSTALS, energy="toy:energies", reference=str(reference), real=str(real),
-                                   progress=False)
+        return evaluation.evaluate({"x": CRYSTALS}, energy="toy:energies", reference=str(reference), real=str(real),
+                                   progress=False)["x"]
 
 
 # What the papers say, from their texts: CDVAE (Xie et al. 2022), MatterGen (Zeni et al. 2025), LeMat-GenBench (2025).
@@ -285,7 +286,7 @@ def test_coverage_is_cdvaes(ours):
 
 
 def test_a_crystal_of_which_no_radius_is_known_has_no_fingerprint():
-    berkelium, salt = (Structure.from_spacegroup(225, Lattice.cubic(5.6), pair, [[0, 0, 0], [0.5, 0.5, 0.5]])
+    berkelium, salt = (from_spacegroup(225, Lattice.cubic(5.6), pair, [[0, 0, 0], [0.5, 0.5, 0.5]])
                        for pair in (["Bk", "O"], ["Na", "Cl"]))  # fmt: skip
     assert coverage.fingerprints([berkelium, salt])[2].tolist() == [1]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
-from pymatgen.core import Composition, Lattice, Structure
+from pymatgen.core import Composition, Lattice
 
 import rlgen.hull as hull_module
 import rlgen.hull.__main__ as hull_main
@@ -22,6 +22,7 @@ from rlgen.energies.elements import MadeCrystal
 from rlgen.hull import Hull, HullError, built, shipped_scales
 from rlgen.hull.build import PointEnergy, Reference, write
 from rlgen.hull.mixture import ChemicalSystem
+from rlgen.spacegroup import from_spacegroup
 from rlgen.types import UserError
 
 SCALES = ["chgnet-0.3.0", "m3gnet-mp-2021.2.8", "megnet-mp-2018.6.1", "tensornet-matpes-pbe-2025.1"]
@@ -173,7 +174,7 @@ EMT = "ase.calculators.emt:EMT"
 def alloys(path: Path, n: int) -> list[str]:
     """A data set of n ordered alloys without any element's own crystal; returns their formulas."""
     pairs = list(itertools.combinations(("Al", "Cu", "Ag", "Au", "Ni"), 2))[:n]
-    crystals = [Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.1), p, [[0, 0, 0], [0.5, 0.5, 0.5]]) for p in pairs]
+    crystals = [from_spacegroup("Pm-3m", Lattice.cubic(3.1), p, [[0, 0, 0], [0.5, 0.5, 0.5]]) for p in pairs]
     rows = [{"material_id": f"x{i}", "cif": crystal.to(fmt="cif")} for i, crystal in enumerate(crystals)]
     pd.DataFrame(rows).to_csv(path, index=False)
     return sorted(crystal.composition.reduced_formula for crystal in crystals)
@@ -233,7 +234,7 @@ def test_workers_build_the_same_and_failures_are_told(tmp_path, monkeypatch, cap
     monkeypatch.setattr(build_module, "make", lambda symbol, potential: None)
     alloys(tmp_path / "alloys.csv", 3)
     with (tmp_path / "alloys.csv").open("a") as file:
-        strange = Structure.from_spacegroup("Pm-3m", Lattice.cubic(4), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+        strange = from_spacegroup("Pm-3m", Lattice.cubic(4), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
         pd.DataFrame([{"material_id": "salt", "cif": strange.to(fmt="cif")}]).to_csv(file, index=False, header=False)
     found = []
     for workers in (0, 1):

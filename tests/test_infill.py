@@ -13,9 +13,10 @@ from policies.model import CrystalPolicy
 from policies.representations import make
 from rlgen import infill as module
 from rlgen.infill import Mask, infill, similar
+from rlgen.spacegroup import from_spacegroup
 from rlgen.types import CrystalError, UserError
 
-CALCITE = Structure.from_spacegroup(
+CALCITE = from_spacegroup(
     "R-3c", Lattice.hexagonal(4.99, 17.06), ["Ca", "C", "O"], [[0, 0, 0], [0, 0, 0.25], [0.2568, 0, 0.25]]
 ).get_primitive_structure()
 PEROVSKITE = CRYSTALS["perovskite"]

@@ -10,9 +10,10 @@ from pymatgen.core import Lattice, Structure
 from rlgen.crystal_index import formula_key
 from rlgen.protostructure import UNLABELLED
 from rlgen.reference import Matcher, Reference, duplicate_groups, protostructure_label
+from rlgen.spacegroup import from_spacegroup
 from rlgen.types import UserError
 
-CUBIC = Structure.from_spacegroup
+CUBIC = from_spacegroup
 ROCKSALT = CUBIC(225, Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 RUTILE = CUBIC(136, Lattice.tetragonal(4.594, 2.959), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]])
 PEROVSKITE = CUBIC(221, Lattice.cubic(3.905), ["Sr", "Ti", "O"], [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0]])

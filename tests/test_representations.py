@@ -19,6 +19,7 @@ from policies.model import CrystalPolicy
 from policies.representations import REPRESENTATIONS, make
 from policies.representations.base import Representation
 from policies.sampler import decode, sample
+from rlgen.spacegroup import from_spacegroup
 from rlgen.types import CrystalError, UserError
 
 #: The ways that are parameters, besides the defaults.
@@ -62,7 +63,7 @@ def test_a_crystal_of_200_atoms_comes_back_and_is_legal(name):
 def test_enantiomorphs_are_written_differently_and_keep_their_hand(name, group, mirrored):
     lattices = {"P6_1": Lattice.hexagonal(6.1, 11.3), "P4_132": Lattice.cubic(11.3)}
     cell = lattices.get(group, Lattice.tetragonal(6.1, 11.3))
-    right = Structure.from_spacegroup(group, cell, ["Na", "Cl"], [[0.11, 0.23, 0.02], [0.37, 0.58, 0.31]])
+    right = from_spacegroup(group, cell, ["Na", "Cl"], [[0.11, 0.23, 0.02], [0.37, 0.58, 0.31]])
     left = Structure(cell, right.species, -right.frac_coords)
     rep = make(name)
     written = [rep.encode(s) for s in (right, left)]

@@ -13,6 +13,7 @@ from pymatgen.core import Lattice, Structure
 
 import rewards
 from rewards.validity import Validity, distance_below
+from rlgen.spacegroup import from_spacegroup
 from rlgen.types import UserError
 
 
@@ -24,7 +25,7 @@ def crystals_of_the_textbook() -> dict[str, Structure]:
 @cache
 def _textbook() -> dict[str, Structure]:
     def group(number, lattice, species, sites):
-        return Structure.from_spacegroup(number, lattice, species, sites)
+        return from_spacegroup(number, lattice, species, sites)
 
     halves = [[0, 0, 0], [0.5, 0.5, 0.5]]
     return {
@@ -144,7 +145,7 @@ def test_novelty():
     from rlgen.data import load
 
     known = [record.structure for record in load("mp20", limit=40).splits["train"]]
-    strange = Structure.from_spacegroup(225, Lattice.cubic(5), ["Xe", "Au"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    strange = from_spacegroup(225, Lattice.cubic(5), ["Xe", "Au"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     no_symmetry = Structure(Lattice.cubic(3), ["Fe", "O"], [[0, 0, 0], [0, 0, 0]])
     reward = rewards.make("novelty")
     raw, reasons = reward.measure_with_reasons([*known, strange, no_symmetry], [{}] * 42)
@@ -169,7 +170,7 @@ def test_spread_sees_the_trap_of_one_prototype_with_ever_other_elements():
     """All novel, all unique, and all rock salt: half of the similarity is left."""
     pairs = [("Na", "Cl"), ("Mg", "O"), ("Ag", "Br"), ("K", "I")]
     halves = [[0, 0, 0], [0.5, 0.5, 0.5]]
-    trap = [Structure.from_spacegroup(225, Lattice.cubic(5), pair, halves) for pair in pairs]
+    trap = [from_spacegroup(225, Lattice.cubic(5), pair, halves) for pair in pairs]
     expected = -np.log((1 + 3 * 0.5) / 4) / np.log(4)
     np.testing.assert_allclose(rewards.make("spread").measure(trap, [{}] * 4), expected)
     np.testing.assert_allclose(rewards.make("spread", chemistry=1).measure(trap, [{}] * 4), 1)

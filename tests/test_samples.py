@@ -7,9 +7,10 @@ from pymatgen.core import Lattice, Structure
 
 from rlgen import samples
 from rlgen.formats import FORMATS
+from rlgen.spacegroup import from_spacegroup
 from rlgen.types import CrystalError, UserError
 
-NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+NACL = from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 SKEW = Structure(
     Lattice.from_parameters(4.123456, 5.2, 6.3, 81.0, 95.5, 107.25),
     ["Si", "O", "O"],

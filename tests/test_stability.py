@@ -17,6 +17,7 @@ from rlgen.energies.elements import candidates
 from rlgen.energies.relax import Relaxation
 from rlgen.hull import Hull
 from rlgen.reward_pool import RewardPool
+from rlgen.spacegroup import from_spacegroup
 from rlgen.tracking import breakdown_scalars
 from rlgen.types import UserError
 
@@ -182,15 +183,15 @@ def test_kinds_of_the_potentials_own_are_counted(monkeypatch):
 @pytest.mark.parametrize(
     "structure",
     [
-        Structure.from_spacegroup(
+        from_spacegroup(
             "P6_3/mmc", Lattice.hexagonal(2.46, 6.71), ["C", "C"], [[0, 0, 0.25], [1/3, 2/3, 0.25]]
         ),
-        Structure.from_spacegroup(
+        from_spacegroup(
             "P6_3/mmc", Lattice.hexagonal(3.16, 12.3), ["Mo", "S"], [[1/3, 2/3, 0.25], [1/3, 2/3, 0.621]]
         ),
-        Structure.from_spacegroup("Pa-3", Lattice.cubic(5.66), ["N"], [[0.056] * 3]),  # molecules
-        Structure.from_spacegroup("Fm-3m", Lattice.cubic(6.2), ["Xe"], [[0, 0, 0]]),
-        Structure.from_spacegroup("Im-3m", Lattice.cubic(6.14), ["Cs"], [[0, 0, 0]]),
+        from_spacegroup("Pa-3", Lattice.cubic(5.66), ["N"], [[0.056] * 3]),  # molecules
+        from_spacegroup("Fm-3m", Lattice.cubic(6.2), ["Xe"], [[0, 0, 0]]),
+        from_spacegroup("Im-3m", Lattice.cubic(6.14), ["Cs"], [[0, 0, 0]]),
     ],
     ids=["graphite", "MoS2", "nitrogen", "xenon", "caesium"],
 )  # fmt: skip
@@ -203,7 +204,7 @@ def test_real_layers_and_molecules_are_crystals(structure):
 def test_an_adversarial_batch_earns_nothing_and_says_why(monkeypatch):
     reward = guarded(monkeypatch, Oracle({"NaCl": -0.8, "Na": 2.5}))
     batch = [SALT, Structure(Lattice.orthorhombic(3.6, 3.6, 12), ["Na"], [[0, 0, 0]])]
-    sodium = Structure.from_spacegroup("Im-3m", Lattice.cubic(4.2), ["Na"], [[0, 0, 0]])
+    sodium = from_spacegroup("Im-3m", Lattice.cubic(4.2), ["Na"], [[0, 0, 0]])
     with RewardPool([reward], "stability", workers=0) as pool:
         scored = pool.score([*batch, sodium])
         scalars = breakdown_scalars(scored)

@@ -11,9 +11,10 @@ from omegaconf import OmegaConf
 from pymatgen.core import Lattice, Structure
 
 from rlgen import samples, tracking
+from rlgen.spacegroup import from_spacegroup
 from rlgen.types import CrystalError, RewardBreakdown, UserError
 
-NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+NACL = from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 BAD = CrystalError("parse", "cut off")
 CONFIG = {"algorithm": {"name": "grpo", "rate": 2e-4}, "seed": 0}
 

@@ -9,7 +9,7 @@ import moyopy
 import numpy as np
 import pytest
 import spglib
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Lattice
 
 from policies.representations.wyckoff import (
     GRID,
@@ -23,6 +23,7 @@ from policies.representations.wyckoff import (
     parse,
     positions,
 )
+from rlgen.spacegroup import from_spacegroup
 
 GROUPS = range(1, N_GROUPS + 1)
 U = np.array([0.1234, 0.3711, 0.7183])
@@ -83,7 +84,7 @@ def _on(position: Position, x: np.ndarray) -> float:
 
 
 def _cell(name: str) -> tuple[list[list[float]], list[list[float]], list[int]]:
-    structure = Structure.from_spacegroup(*CRYSTALS[name])
+    structure = from_spacegroup(*CRYSTALS[name])
     return structure.lattice.matrix.tolist(), structure.frac_coords.tolist(), [site.specie.Z for site in structure]
 
 

@@ -13,6 +13,7 @@ from pymatgen.core import Element, Lattice, Structure
 
 from rlgen.energies import Potential
 from rlgen.energies.relax import relax
+from rlgen.spacegroup import from_spacegroup
 
 #: First volumes, as multiples of what the element's molar volume says; each structure starts from the best of them.
 VOLUMES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25)
@@ -38,7 +39,7 @@ class MadeCrystal:
 
 def _cubic(symmetry: str, sites: list[list[float]]) -> Callable[[str], Structure]:
     def build(symbol: str) -> Structure:
-        return Structure.from_spacegroup(symmetry, Lattice.cubic(10.0), [symbol] * len(sites), sites)
+        return from_spacegroup(symmetry, Lattice.cubic(10.0), [symbol] * len(sites), sites)
 
     return build
 
@@ -46,7 +47,7 @@ def _cubic(symmetry: str, sites: list[list[float]]) -> Callable[[str], Structure
 def _hexagonal(ratio: float, sites: list[list[float]], symmetry: str = "P6_3/mmc") -> Callable[[str], Structure]:
     def build(symbol: str) -> Structure:
         lattice = Lattice.hexagonal(10.0, 10.0 * ratio)
-        return Structure.from_spacegroup(symmetry, lattice, [symbol] * len(sites), sites)
+        return from_spacegroup(symmetry, lattice, [symbol] * len(sites), sites)
 
     return build
 
@@ -54,7 +55,7 @@ def _hexagonal(ratio: float, sites: list[list[float]], symmetry: str = "P6_3/mmc
 def _alpha_boron(symbol: str) -> Structure:
     """Rhombohedral packing of icosahedra (Decker and Kasper, Acta Cryst. 12, 503 (1959)), in hexagonal axes."""
     sites = [[0.1177, -0.1177, -0.1073], [0.1961, -0.1961, 0.0244]]
-    return Structure.from_spacegroup("R-3m", Lattice.hexagonal(4.908, 12.567), [symbol] * 2, sites)
+    return from_spacegroup("R-3m", Lattice.hexagonal(4.908, 12.567), [symbol] * 2, sites)
 
 
 #: kind -> builder of a structure at any volume. Internal coordinates relax too.
@@ -78,7 +79,7 @@ def _molecular(symbol: str, volume: float) -> Structure:
     """Molecules along the diagonals of a cube (α-N2's structure, P a -3) with the gas phase's bond length."""
     edge = (8 * volume) ** (1 / 3)
     x = BONDS[symbol] / (2 * np.sqrt(3) * edge)
-    return Structure.from_spacegroup("Pa-3", Lattice.cubic(edge), [symbol], [[x, x, x]])
+    return from_spacegroup("Pa-3", Lattice.cubic(edge), [symbol], [[x, x, x]])
 
 
 def candidates(symbol: str) -> Iterator[tuple[str, list[Structure]]]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from pymatgen.core import Lattice, Structure
 
+from rlgen.spacegroup import from_spacegroup
+
 if TYPE_CHECKING:
     from rlgen.energies import Potential
 
@@ -23,7 +25,7 @@ class KnownCrystal:
 
 
 def _rocksalt(a: float, cation: str, anion: str) -> Structure:
-    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), [cation, anion], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    return from_spacegroup("Fm-3m", Lattice.cubic(a), [cation, anion], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 
 #: What `cell` can build.
@@ -37,7 +39,7 @@ def cell(formula: str) -> Structure:
     if formula == "MgO":
         return _rocksalt(4.212, "Mg", "O")
     if formula == "TiO2":
-        return Structure.from_spacegroup(
+        return from_spacegroup(
             "P4_2/mnm", Lattice.tetragonal(4.594, 2.959), ["Ti", "O"], [[0, 0, 0], [0.3053, 0.3053, 0]]
         )
     raise KeyError(formula)

@@ -21,6 +21,7 @@ from pymatgen.core import Element, Lattice, Structure
 from rlgen.energies.base import Cell, CellError, Edges, neighbours
 from rlgen.energies.known import cell
 from rlgen.energies.weights import folder_of, read
+from rlgen.spacegroup import from_spacegroup
 from rlgen.types import UserError
 
 log = logging.getLogger(__name__)
@@ -142,5 +143,5 @@ def _summed_at_second(conv: Any, edge_index: torch.Tensor, edge_feat: torch.Tens
 
 def _known(formula: str) -> Structure:
     if formula == "Si":
-        return Structure.from_spacegroup("Fd-3m", Lattice.cubic(5.43), ["Si"], [[0, 0, 0]])
+        return from_spacegroup("Fd-3m", Lattice.cubic(5.43), ["Si"], [[0, 0, 0]])
     return cell(formula)
