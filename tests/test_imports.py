@@ -18,6 +18,7 @@ ENTRY_POINTS = {f"rlgen.{verb}" for verb in ("pretrain", "finetune", "sample", "
 LEVELS = {
     "rlgen.types": 0,
     "rlgen.counters": 0,
+    "rlgen.spacegroup": 0,
     "rlgen.data": 1,
     "rlgen.energies": 1,
     "rlgen.hull": 1,

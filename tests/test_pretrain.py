@@ -341,11 +341,13 @@ def test_mistakes_end_with_two_and_one_message(table, tmp_path, monkeypatch, cap
     assert not (tmp_path / "run").exists()
 
 
-def test_nothing_to_resume_is_said_without_a_traceback(tmp_path):
-    command = [sys.executable, "-m", "rlgen.pretrain", f"resume={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.strip() == f"rlgen.pretrain: resume={tmp_path}: no run there (config.yaml is missing)"
+def test_nothing_to_resume_is_said_without_a_traceback(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rlgen.pretrain", f"resume={tmp_path}"])
+    with pytest.raises(SystemExit) as end:
+        config.main("pretrain", pretrain.run)
+    assert end.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert said == f"rlgen.pretrain: resume={tmp_path}: no run there (config.yaml is missing)"
 
 
 # From a policy

@@ -1,7 +1,9 @@
 """Two processes that learn one policy make the update of one, and leave one run."""
 
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from toy_learning import tiny
-from two_processes import ALGORITHMS, update
+from two_processes import ALGORITHMS, one_of_two, update
 
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
@@ -33,7 +35,18 @@ def launch(*arguments: str) -> str:
 
 def test_two_processes_make_the_update_of_one(tmp_path):
     update(tmp_path / "one", Accelerator(cpu=True))
-    launch(str(HERE / "two_processes.py"), str(tmp_path / "two"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    # What takes seconds to import is imported once.
+    context.set_forkserver_preload(["accelerate", "policies.sampler", "rlgen.algorithms.gvpo", "rlgen.algorithms.ppo"])
+    pair = [context.Process(target=one_of_two, args=(rank, port, tmp_path / "two")) for rank in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join(300)
+        assert process.exitcode == 0
     start = tiny().state_dict()
     for name in ALGORITHMS:
         one, two = (torch.load(tmp_path / folder / f"{name}.pt") for folder in ("one", "two"))

@@ -1,7 +1,7 @@
-"""Updates of every algorithm on one rollout, in as many processes as accelerate launches: `two_processes.py FOLDER`."""
+"""Updates of every algorithm on one rollout, in one process or in one of two."""
 
 import json
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,12 @@ def update(folder: Path, accelerator: Accelerator) -> None:
             (folder / f"{name}.json").write_text(json.dumps(stats))
 
 
-if __name__ == "__main__":
-    alone = Accelerator(cpu=True)
-    assert alone.num_processes == 2
-    update(Path(sys.argv[1]), alone)
-    alone.end_training()
+def one_of_two(rank: int, port: int, folder: Path) -> None:
+    """The update, in a process that finds the other as a launcher's variables say."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    update(folder, accelerator)
+    accelerator.end_training()
