@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
@@ -22,6 +23,8 @@ from rlgen.types import Condition, UserError
 transformers_logging.disable_progress_bar()  # a bar for each of a hundred small files would bury our own
 
 SHIPPED = Path(__file__).parent / "shipped"
+#: What fine-tuning has put behind the shipped policy's trunk, which it left as it was.
+TUNED = SHIPPED / "tuned" / "adapter.safetensors"
 ROPE_BASE = 10_000.0
 #: Of the Gaussian, in bins, that embeddings of a property's bins are smoothed by.
 SMOOTHING = 1.0
@@ -355,14 +358,15 @@ class CrystalPolicy(PreTrainedModel):
 
     @classmethod
     def load(cls, name: str, representation: str | None = None) -> tuple[CrystalPolicy, PromptTable]:
-        """A trained policy and its prompt table: "shipped", or the folder that pretraining or fine-tuning wrote.
+        """A trained policy and its prompt table: "shipped", "tuned" (the same, fine-tuned), or the folder that
+        pretraining or fine-tuning wrote.
 
         UserError where there is none, or where it writes crystals in another way than the one named.
         """
-        folder = SHIPPED if name == "shipped" else Path(name)
+        folder = SHIPPED if name in ("shipped", "tuned") else Path(name)
         if not (folder / "config.json").exists():
-            raise UserError(f"policy={name}: no policy there ({folder / 'config.json'} is missing); give 'shipped' "
-                            "or the policy/ folder of a run")
+            raise UserError(f"policy={name}: no policy there ({folder / 'config.json'} is missing); give 'shipped', "
+                            "'tuned' or the policy/ folder of a run")
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if representation not in (None, stored.get("representation")):
             raise UserError(f"policy={name} writes crystals as {stored.get('representation')}, not {representation}; "
@@ -372,7 +376,12 @@ class CrystalPolicy(PreTrainedModel):
 
             return HFPolicy.from_pretrained(folder), PromptTable.load(folder)
         # Weights may be kept in half precision; they are computed with in single.
-        return cls.from_pretrained(folder, dtype=torch.float32), PromptTable.load(folder)
+        policy = cls.from_pretrained(folder, dtype=torch.float32)
+        if name == "tuned":
+            learnt = load_file(TUNED)
+            policy.adapt(len(learnt["into.bias"]))
+            policy.load_state_dict({f"adapter.{key}": weights for key, weights in learnt.items()}, strict=False)
+        return policy, PromptTable.load(folder)
 
     def head(self, hidden: torch.Tensor, legal: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
         """Logits over the legal tokens, guided if so set, -inf elsewhere, divided by the temperature, in float32."""

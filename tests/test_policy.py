@@ -10,12 +10,14 @@ import pytest
 import torch
 import yaml
 from conftest import CRYSTALS, random_conditions, tiny_policy
+from pymatgen.core import Structure
 from safetensors.torch import load_file
 
 from policies.model import SHIPPED, Cache, CrystalPolicy
 from policies.prompts import PromptTable
 from policies.representations import make
-from policies.sampler import sample
+from policies.sampler import decode, sample
+from rewards.novelty import Novelty
 from rlgen.config import CONFIGS
 from rlgen.types import UserError
 
@@ -40,6 +42,23 @@ def test_weights_in_half_precision_are_computed_with_in_single():
     assert {weights.dtype for weights in kept.values()} == {torch.float16}
     assert {weights.dtype for weights in policy.parameters()} == {torch.float32}
     assert torch.equal(policy.embed.weight, kept["embed.weight"].float())
+
+
+def test_the_tuned_policy_is_the_shipped_one_but_for_its_adapter():
+    shipped, _ = CrystalPolicy.load("shipped")
+    tuned, prompts = CrystalPolicy.load("tuned")
+    kept, learnt = shipped.state_dict(), tuned.state_dict()
+    assert all(torch.equal(learnt[name], weights) for name, weights in kept.items())
+    assert {name.split(".")[0] for name in learnt.keys() - kept.keys()} == {"adapter"}
+    asked = prompts.sample(160, np.random.default_rng(0))
+    novel = {}
+    for name, policy in (("shipped", shipped), ("tuned", tuned)):
+        crystals = decode(policy, sample(policy, asked, torch.Generator().manual_seed(0)))
+        assert all(isinstance(crystal, Structure) for crystal in crystals)
+        novel[name] = Novelty("shipped:all").measure(crystals, [{}] * len(crystals)).mean()
+    assert novel["tuned"] > novel["shipped"] + 0.05  # of 2,000 each 0.93 and 0.74 are
+    with pytest.raises(UserError, match="policy=tuned writes crystals as orbits, not text"):
+        CrystalPolicy.load("tuned", "text")
 
 
 def test_logits_are_minus_infinity_exactly_where_illegal(policy):
