@@ -21,6 +21,7 @@ from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Composition, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+from rich.progress import track
 
 from rlgen import data, samples
 
@@ -65,7 +66,7 @@ def main() -> None:
     known, optimizer = known_crystals(), StructOptimizer()
     kept: list[Structure] = []
     rows = []
-    for crystal in crystals:
+    for crystal in track(crystals, "recounting"):
         row = {"apart": False, "unique": False, "novel": False, "metastable": False, "sun": False, "space_group": 0,
                "e_above_hull": np.nan}
         if isinstance(crystal, Structure) and apart(crystal):
