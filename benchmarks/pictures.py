@@ -47,7 +47,7 @@ def main() -> None:
     plt.rcParams["svg.hashsalt"] = "rlgen"  # the same file from every run
     plt.rcParams["svg.fonttype"] = "none"
     rutile = from_spacegroup("P4_2/mnm", Lattice.tetragonal(4.594, 2.959), ["Ti", "O"],
-                                       [[0, 0, 0], [0.3053, 0.3053, 0]])
+                              [[0, 0, 0], [0.3053, 0.3053, 0]])
     for name in REPRESENTATIONS:
         draw(make(name), rutile, "rutile, TiO₂")
 
