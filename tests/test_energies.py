@@ -144,11 +144,11 @@ def test_batch_equals_single(potential, crystals):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-def test_a_gpu_gives_the_same(from_matgl, crystals):
-    there = from_matgl.evaluate(crystals, forces=False)
-    from_matgl.to(torch.device("cpu"))
-    here = from_matgl.evaluate(crystals, forces=False)
-    from_matgl.to(torch.device("cuda"))
+def test_a_gpu_gives_the_same(potential, crystals):
+    there = potential.evaluate(crystals, forces=False)
+    potential.to(torch.device("cpu"))
+    here = potential.evaluate(crystals, forces=False)
+    potential.to(torch.device("cuda"))
     for one, other in zip(here, there, strict=True):
         assert one.energy == pytest.approx(other.energy, abs=1e-4)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ CLOSEST = 0.4
 DENSEST = 2.0
 #: Planes of a usable cell are at least this far apart (Å): flatter cells have thousands of images within the cutoff.
 FLATTEST = 0.6
+#: Atoms that a batch may hold on a GPU, which small ones leave idle.
+ATOMS_ON_GPU = 4096
 
 
 class PotentialError(UserError):
@@ -140,12 +143,27 @@ class CellPotential(ABC):
 class GraphPotential(CellPotential):
     """A graph network that gives total energies of a batch; everything around that is here.
 
-    A subclass sets the variables and writes `_energies`.
+    A subclass sets the variables and `_model`, and writes `_energies`.
     """
 
+    _model: Any
     #: Batches hold at most so many atoms: larger ones fall out of a CPU's caches and get slower per crystal.
     atoms_per_batch: int = 128
     device: torch.device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> None:
+        """Evaluate there from now on."""
+        self._model.to(device)
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(self, name, value.to(device))
+        self.device, self.atoms_per_batch = device, ATOMS_ON_GPU if device.type == "cuda" else self.atoms_per_batch
+
+    def where_fastest(self) -> Self:
+        """This potential, on a GPU if this process sees one."""
+        if torch.cuda.is_available():
+            self.to(torch.device("cuda"))
+        return self
 
     @abstractmethod
     def _energies(self, graph: Graph, positions: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:

@@ -44,8 +44,8 @@ class CHGNetPotential(GraphPotential):
 
     @classmethod
     def load(cls) -> Self:
-        """CHGNet from its own wheel."""
-        return cls()
+        """CHGNet from its own wheel, on a GPU if this process sees one."""
+        return cls().where_fastest()
 
     def _energies(self, graph: Graph, positions: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
         to_bond, one_way = undirected(graph)
@@ -56,10 +56,10 @@ class CHGNetPotential(GraphPotential):
             neighbor=positions[graph.target],
             undirected2directed=one_way,
             image=shifts,
-            lattice=torch.eye(3),
+            lattice=torch.eye(3, device=self.device),
         )
         short = (graph.distance < self._bond_cutoff).nonzero()[0]
-        one, two = (torch.from_numpy(short[pair]) for pair in pairs_at_source(graph.source.numpy()[short]))
+        one, two = (self._tensor(short[pair]) for pair in pairs_at_source(graph.source.cpu().numpy()[short]))
         angles = torch.stack([graph.source[one], to_bond[one], to_bond[two]], dim=1)
         prediction = self._model._compute(
             self._batched_graph(

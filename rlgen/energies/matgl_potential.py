@@ -23,10 +23,6 @@ from rlgen.types import UserError
 
 log = logging.getLogger(__name__)
 
-#: Atoms that a batch may hold on a GPU, which small ones leave idle.
-ATOMS_ON_GPU = 4096
-
-
 class MatglPotential(GraphPotential):
     """A `matgl` potential from a folder with its checkpoint; a subclass says how to choose the atom of the sums.
 
@@ -58,18 +54,7 @@ class MatglPotential(GraphPotential):
                 f"the weights of {cls.checkpoint} are not here and the hub does not answer: set RLGEN_MODELS to a "
                 f"folder that holds {cls.checkpoint}/, or {cls.instead}"
             )
-        potential = cls(folder)
-        if torch.cuda.is_available():
-            potential.to(torch.device("cuda"))
-        return potential
-
-    def to(self, device: torch.device) -> None:
-        """Evaluate there from now on."""
-        self._model.to(device)
-        for name, value in vars(self).items():
-            if isinstance(value, torch.Tensor):
-                setattr(self, name, value.to(device))
-        self.device, self.atoms_per_batch = device, ATOMS_ON_GPU if device.type == "cuda" else self.atoms_per_batch
+        return cls(folder).where_fastest()
 
     @abstractmethod
     def sum_at_second_atom(self, second: bool) -> None:
