@@ -84,3 +84,19 @@ def write_finetuned(folder: Path, config: Any, parameters: int, judged: Mapping[
         measured = {name: after[name].value for name in _SHARES}
     text += f"\nAll settings of the run:\n\n```yaml\n{OmegaConf.to_yaml(config).strip()}\n```\n"
     write(folder, text, config.data, measured, base=str(config.policy))
+
+
+def write_merged(folder: Path, config: Any, runs: Mapping[str, Any], parameters: int) -> None:
+    """README.md of a policy that was merged of several runs. runs: the settings of each, by its folder."""
+    one = next(iter(runs.values()))
+    lines = "\n".join(f"| {name} | {run.reward.expression} | {run.policy} | {run.steps} steps of {run.batch}, seed "
+                      f"{run.seed} |" for name, run in runs.items())
+    text = f"""# A policy merged of {len(runs)} that were fine-tuned with rlgen
+
+The geometric mean of their policies, at strength {config.strength:g}; {parameters:,} parameters.
+
+| run | reward | from | crystals |
+|---|---|---|---|
+{lines}
+"""
+    write(folder, text, one.data, {}, base=str(one.policy))

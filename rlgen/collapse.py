@@ -1,8 +1,8 @@
 """Notices when a run collapses: a policy that writes ever fewer kinds of crystals can earn more and be worth nothing.
 
 Scalars are compared with what they were at best in the run, as medians over several steps, because a batch answers a
-dozen prompts, and by chance alone its space groups are spread a quarter wider or narrower. A mean would not do: one token
-that the policy has all but given up can make a step's KL a thousand times the usual.
+dozen prompts, and by chance alone its space groups are spread a quarter wider or narrower. A mean would not do: one
+token that the policy has all but given up can make a step's KL a thousand times the usual.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ ACTIONS = ("rollback", "stop", "ignore")
 class Guard:
     """Watches the scalars that the settings below `collapse` name, and counts the alarms of a run.
 
-    A scalar's value is its median over the last `window` steps. `fall`: it may not be less than this share of the highest
-    value so far; `rise`: not more than this multiple of the lowest; `above`: not more than this number. NaN is no
-    number to go on with: it breaks the limits of `rise` and `above`.
+    A scalar's value is its median over the last `window` steps. `fall`: it may not be less than this share of the
+    highest value so far; `rise`: not more than this multiple of the lowest; `above`: not more than this number. NaN is
+    no number to go on with: it breaks the limits of `rise` and `above`.
     """
 
     def __init__(self, config: Any):

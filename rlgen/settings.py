@@ -349,6 +349,15 @@ class ForetellConfig:
     seed: int = 0
 
 
+@dataclass
+class MergeConfig:
+    """Settings of `python -m rlgen.merge`."""
+
+    runs: str = "???"
+    strength: float = 1.0
+    output: str = "???"
+
+
 #: What a number may at least be, by the last part of its key; shares are also at most 1.
 LEAST: dict[str, float] = (
     dict.fromkeys(("steps", "batch", "minibatch", "num_iterations", "group_size", "n", "evaluate_every",
@@ -359,7 +368,7 @@ LEAST: dict[str, float] = (
                      "value_learning_rate", "weight_decay", "max_grad_norm", "relax_steps", "epsilon_high", "beta",
                      "entropy_coef", "lora_rank", "lora_alpha", "power", "quota", "memory_mb", "cpus_per_worker",
                      "gpus_per_worker", "min_distance", "min_volume", "radii", "ltol", "stol", "angle_tol",
-                     "cov_structure", "cov_composition", "guidance"), 0)
+                     "cov_structure", "cov_composition", "guidance", "strength"), 0)
     | {"temperature": 1e-3, "target_kl": 1e-6, "cliprange_value": 1e-6, "timeout_s": 0.1, "start_timeout_s": 0.1,
        "fmax": 1e-4, "seconds": 1e-3}
 )
@@ -369,8 +378,8 @@ SHARES = ("decay", "dropout", "lora_dropout", "condition_dropout", "property_dro
           "prompts.element", "prompts.diversity", "held_out")
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sample": SampleConfig, "evaluate": EvaluateConfig,
-           "hull": HullConfig, "relax": RelaxConfig, "foretell": ForetellConfig, "annotate": AnnotateConfig,
-           "explore": ExploreConfig, "predict": PredictConfig}
+           "hull": HullConfig, "relax": RelaxConfig, "foretell": ForetellConfig, "merge": MergeConfig,
+           "annotate": AnnotateConfig, "explore": ExploreConfig, "predict": PredictConfig}
 #: What a resumed run may be given anew without more ado: it changes how a run goes, not what it learns.
 FREE = {"pretrain": ("checkpoint_every", "sample_every", "samples", "workers"),
         "finetune": ("steps", "workers", "checkpoint_every", "evaluate", "relax_steps", "judge", "ray.address",

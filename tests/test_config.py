@@ -17,7 +17,7 @@ from rlgen.types import UserError
 
 #: What must be given, by verb.
 GIVEN = {"evaluate": ["input=somewhere"], "relax": ["input=somewhere", "output=elsewhere"],
-         "foretell": ["input=somewhere", "relaxed=elsewhere", "output=else"],
+         "foretell": ["input=somewhere", "relaxed=elsewhere", "output=else"], "merge": ["runs=one,two", "output=else"],
          "annotate": ["data=somewhere", "output=elsewhere"], "explore": ["elements=Na-Cl"], "predict": ["formula=NaCl"]}
 
 

@@ -13,7 +13,7 @@ from test_hf import language_model
 from policies.model import CrystalPolicy
 from policies.prompts import PromptTable
 from policies.representations import make
-from rlgen import annotate, evaluate, explore, finetune, foretell, predict, pretrain, relax, sample, samples
+from rlgen import annotate, evaluate, explore, finetune, foretell, merge, predict, pretrain, relax, sample, samples
 from rlgen.config import CONFIGS, load
 from rlgen.energies import TAUGHT, weights
 from rlgen.hull import Hull
@@ -81,6 +81,11 @@ def test_it_runs(file, policy, crystals, tmp_path):
         foretell.run(load("foretell", [f"input={out}", f"relaxed={tmp_path / 'relaxed'}", "epochs=1", "held_out=0",
                                        f"output={tmp_path / 'foretold'}"]))
         assert (tmp_path / "foretold" / TAUGHT).exists()
+    elif name == "merge":
+        finetune.run(load("finetune", [f"policy={policy}", "reward=validity", f"data={crystals}", "steps=1", "batch=8",
+                                       "workers=0", "evaluate=0", "device=cpu", f"output={tmp_path / 'run'}"]))
+        merge.run(load("merge", [f"runs={tmp_path / 'run'},{tmp_path / 'run'}", f"output={out}"]))
+        assert (out / "model.safetensors").exists()
     elif name == "explore":
         explore.run(load("explore", ["elements=Na-Cl", "n=4", f"output={out}", "energy=chgnet",
                                      "steps=1", "workers=0", "device=cpu"]))
