@@ -56,10 +56,10 @@ def test_a_run_goes_back_to_before_the_window_and_then_stops(tmp_path):
     training = training_of(tmp_path)
     training.checkpoint(0)
     with Run(tmp_path, training.config, tensorboard=False) as log:
-        turns = work(training, log, lambda step: 1.0 if step >= 14 else 0.0)
+        turns = work(training, log, lambda step: 1.0 if step >= 13 else 0.0)
         notes = log.notes()
-    # 0.33 at step 14: back to the last checkpoint up to step 11, that of 8. Then whenever a window is full: 17 (to 14,
-    # which holds what was learnt at 8), and at 20 to 17.
+    # Two of three at step 14: back to the last checkpoint up to step 11, that of 8. Then whenever a window is full: 17
+    # (to 14, which holds what was learnt at 8), and at 20 to 17.
     assert turns == [(14, 8, 0.05), (17, 8, 0.025), (20, 8, 0.025)]
     assert training.stopped and training.over(20) and training.scalars() == {
         "collapse/alarms": 3.0, "collapse/rollbacks": 2.0}
@@ -79,13 +79,13 @@ def test_other_actions(tmp_path, action, stops, turns):
     training = training_of(tmp_path, f"collapse.action={action}")
     training.checkpoint(0)
     with Run(tmp_path, training.config, tensorboard=False) as log:
-        assert work(training, log, lambda step: float(step >= 9), last=9) == turns
+        assert work(training, log, lambda step: float(step >= 8), last=9) == turns
         assert training.stopped is stops and training.guard.alarms == 1 and len(log.notes()) == 2
 
 
 def test_a_resumed_run_goes_on_from_what_was_kept(tmp_path):
     def kl(step):
-        return 1.0 if step >= 14 else 0.0
+        return 1.0 if step >= 13 else 0.0
 
     training = training_of(tmp_path)
     training.checkpoint(0)
