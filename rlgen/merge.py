@@ -51,7 +51,12 @@ def merged(policies: Sequence[CrystalPolicy], names: Sequence[str], strength: fl
 
 
 def run(config: Any) -> None:
-    runs = {folder: stored_settings("finetune", Path(folder)) for folder in config.runs.split(",")}
+    folders = config.runs.split(",")
+    for folder in folders:
+        if not (Path(folder) / "policy" / "config.json").is_file():
+            raise UserError(f"runs={folder}: no finished run there (policy/config.json is missing); give folders that "
+                            "rlgen.finetune wrote, separated by commas")
+    runs = {folder: stored_settings("finetune", Path(folder)) for folder in folders}
     loaded = [CrystalPolicy.load(str(Path(folder) / "policy")) for folder in runs]
     policy = merged([policy for policy, _ in loaded], [f"runs={folder}" for folder in runs], config.strength)
     output = Path(config.output)
