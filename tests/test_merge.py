@@ -71,7 +71,7 @@ def test_runs_are_merged_into_a_policy_that_can_be_used(tmp_path):
     assert "merged of 2" in card and "strength 1.5" in card and f"| {tmp_path / 'b'} | validity | {start} |" in card
     for runs, message in (
         (f"{tmp_path / 'a'},{tmp_path / 'all'}", r"runs=.*all: the policy has no adapter, .* algorithm=gvpo and"),
-        (f"{tmp_path / 'a'},{tmp_path / 'none'}", r"runs=.*none: no finished run there \(policy/config.json is missing"),
+        (f"{tmp_path / 'a'},{tmp_path / 'none'}", r"runs=.*none: no finished run there \(policy/config.json"),
     ):
         with pytest.raises(UserError, match=message):
             merge.run(load("merge", [f"runs={runs}", f"output={tmp_path / 'no'}"]))
