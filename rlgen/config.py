@@ -73,17 +73,20 @@ def _going_on(verb: str, directory: Path, pairs: list[tuple[str, str]], groups: 
     return config
 
 
-def stored_settings(verb: str, directory: Path) -> Any:
-    """The settings with which the run in a folder was started. UserError if there is no run."""
+def stored_settings(verb: str, directory: Path, key: str = "resume") -> Any:
+    """The settings with which the run in a folder was started. UserError if there is no run.
+
+    key: the setting that names the folder, for errors.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     if not (directory / "config.yaml").exists():
-        raise UserError(f"resume={directory}: no run there (config.yaml is missing)")
+        raise UserError(f"{key}={directory}: no run there (config.yaml is missing)")
     try:
         return OmegaConf.merge(OmegaConf.structured(SCHEMAS[verb]), OmegaConf.load(directory / "config.yaml"))
     except OmegaConfBaseException as error:
-        raise UserError(f"resume={directory}: config.yaml is not one of this version: "
+        raise UserError(f"{key}={directory}: config.yaml is not one of this version: "
                         f"{str(error).splitlines()[0]}") from error
 
 

@@ -20,22 +20,18 @@ from rlgen import card
 from rlgen.config import main, stored_settings
 from rlgen.types import UserError
 
-PREFIX = "adapter."
-
 
 def merged(policies: Sequence[CrystalPolicy], names: Sequence[str], strength: float) -> CrystalPolicy:
     """The policy whose log-ratio to the trunk is `strength` times the mean of the policies', before normalising.
 
     names: what errors call the policies. UserError: one has no adapter, or another trunk than the first.
     """
-    first, weights = policies[0], [policy.state_dict() for policy in policies]
-    for policy, own, name in zip(policies, weights, names, strict=True):
+    first = policies[0]
+    for policy, name in zip(policies, names, strict=True):
         if not isinstance(policy, CrystalPolicy) or policy.adapter is None:
             raise UserError(f"{name}: the policy has no adapter, which is what can be merged; fine-tune with "
                             "algorithm=gvpo and algorithm.adapter above 0")
-        other = [key for key in weights[0].keys() | own.keys() if not key.startswith(PREFIX)
-                 and not (key in weights[0] and key in own and torch.equal(weights[0][key], own[key]))]
-        if other or policy.config.representation_parameters != first.config.representation_parameters:
+        if not _same_trunk(policy, first):
             raise UserError(f"{name}: was not fine-tuned from the same policy as {names[0]}, whose weights differ; "
                             "merge runs of one policy=")
     adapters = [policy.adapter for policy in policies if policy.adapter is not None]
@@ -50,13 +46,21 @@ def merged(policies: Sequence[CrystalPolicy], names: Sequence[str], strength: fl
     return first
 
 
+def _same_trunk(one: CrystalPolicy, other: CrystalPolicy) -> bool:
+    """Whether two policies differ by their adapters at most."""
+    mine, its = ({name: weights for name, weights in policy.state_dict().items() if not name.startswith("adapter.")}
+                 for policy in (one, other))
+    return (one.config.representation_parameters == other.config.representation_parameters
+            and mine.keys() == its.keys() and all(torch.equal(weights, its[name]) for name, weights in mine.items()))
+
+
 def run(config: Any) -> None:
     folders = config.runs.split(",")
     for folder in folders:
         if not (Path(folder) / "policy" / "config.json").is_file():
             raise UserError(f"runs={folder}: no finished run there (policy/config.json is missing); give folders that "
                             "rlgen.finetune wrote, separated by commas")
-    runs = {folder: stored_settings("finetune", Path(folder)) for folder in folders}
+    runs = {folder: stored_settings("finetune", Path(folder), "runs") for folder in folders}
     loaded = [CrystalPolicy.load(str(Path(folder) / "policy")) for folder in runs]
     policy = merged([policy for policy, _ in loaded], [f"runs={folder}" for folder in runs], config.strength)
     output = Path(config.output)
